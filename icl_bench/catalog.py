@@ -1,0 +1,162 @@
+"""Every data set, view, environment and suite of the benchmark, as rows; no logic.
+
+Adding an environment means adding a row here, its golden integers and a line in CHANGELOG.md.
+What cannot be computed without data that were never at hand is ``None`` ("unpinned"): it is
+neither invented nor part of an evaluation fingerprint.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal
+
+DataSplit = Literal["train", "test"]
+Stats = tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """A size to which images are brought before they are projected.
+
+    Attributes:
+        name: The second part of an environment id.
+        height: Pixels.
+        width: Pixels.
+        channels: 3 (colour; grey images are copied) or 1 (grey; colour by Rec. 601 luma).
+    """
+
+    name: str
+    height: int
+    width: int
+    channels: Literal[1, 3]
+
+    @property
+    def num_features(self) -> int:
+        """D, the number of input features."""
+        return self.height * self.width * self.channels
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+    """A base data set: images and labels before projection.
+
+    Attributes:
+        name: The first part of an environment id.
+        title: One line for people.
+        source: ``embedded`` (ships with a dependency), ``torchvision`` (downloaded on request),
+            ``synthetic`` (made from the task's key) or ``user`` (``register_dataset``).
+        num_classes: C.
+        image_shape: (H, W) or (H, W, 3) of one uint8 image; empty for synthetic data.
+        counts: Examples per split.
+        sha256: Checksum of the canonical arrays per split; ``None`` = unpinned.
+        stats: Mean and standard deviation of all pixels (in [0, 1]) of each view, from
+            ``stats_split``; ``None`` = unpinned, computed from the training split when loaded.
+        stats_split: The split that ``stats`` were computed from.
+        licence: As the source states it.
+        citation: Who made it.
+        homepage: Where it comes from.
+    """
+
+    name: str
+    title: str
+    source: Literal["embedded", "torchvision", "synthetic", "user"]
+    num_classes: int
+    image_shape: tuple[int, ...]
+    counts: Mapping[DataSplit, int]
+    sha256: Mapping[DataSplit, str | None]
+    stats: Mapping[str, Stats | None]
+    stats_split: DataSplit = "train"
+    licence: str = ""
+    citation: str = ""
+    homepage: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvRow:
+    """One environment: base data set, view and version.
+
+    Attributes:
+        base: Name of a data set.
+        view: Name of a view.
+        version: Raised when a number that a user can observe changes.
+        history: What each version changed, oldest first.
+    """
+
+    base: str
+    view: str
+    version: int = 0
+    history: tuple[str, ...] = ("v0: first release.",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """A named, versioned tuple of environments with its protocol.
+
+    Attributes:
+        name: For instance ``table2-v0``.
+        title: One line for people.
+        meta_train: Environment id that learners are meta-trained on.
+        envs: Environment ids of the columns, in order.
+        tasks: Tasks of the ranked protocol; their episodes have ids 0 … tasks·episodes_per_task−1.
+        episodes_per_task: Episodes of each task.
+        extended_tasks: Tasks of the larger, optional hand-in.
+        episode_length: T; the headline is the accuracy at step T − 1.
+        meta_train_seeds: Meta-training seeds asked for.
+    """
+
+    name: str
+    title: str
+    meta_train: str
+    envs: tuple[str, ...]
+    tasks: int = 16
+    episodes_per_task: int = 16
+    extended_tasks: int = 64
+    episode_length: int = 100
+    meta_train_seeds: int = 3
+
+
+# 32×32×3 is the paper's size (Kirsch et al. 2022, §3.1); the smaller ones are for CPUs.
+VIEWS: Mapping[str, View] = MappingProxyType(
+    {
+        "Proj": View("Proj", 32, 32, 3),
+        "Proj14": View("Proj14", 14, 14, 1),
+        "Proj8": View("Proj8", 8, 8, 1),
+    }
+)
+
+_UNPINNED: Mapping[str, Stats | None] = MappingProxyType(dict.fromkeys(VIEWS))
+
+DATASETS: tuple[DataSet, ...] = ()
+
+TABLE2_BASES = ("MNIST", "FashionMNIST", "KMNIST", "Random", "CIFAR10", "SVHN")
+
+ENVIRONMENTS: tuple[EnvRow, ...] = tuple(
+    EnvRow(base, view) for base in (*TABLE2_BASES, "Digits") for view in VIEWS
+)
+
+SUITES: tuple[Suite, ...] = (
+    Suite(
+        "table2-v0",
+        "Table 2 of GPICL: meta-train on MNIST, meta-test on six data sets, D = 3072",
+        "MNIST-Proj-v0",
+        tuple(f"{base}-Proj-v0" for base in TABLE2_BASES),
+    ),
+    Suite(
+        "table2-proj14-v0",
+        "Table 2 at 14×14 pixels, D = 196",
+        "MNIST-Proj14-v0",
+        tuple(f"{base}-Proj14-v0" for base in TABLE2_BASES),
+    ),
+    Suite(
+        "table2-proj8-v0",
+        "Table 2 at 8×8 pixels, D = 64, for a CPU",
+        "MNIST-Proj8-v0",
+        tuple(f"{base}-Proj8-v0" for base in TABLE2_BASES),
+    ),
+    Suite(
+        "digits-v0",
+        "The embedded Digits data at 8×8 pixels: a first look without any download",
+        "Digits-Proj8-v0",
+        ("Digits-Proj8-v0", "Random-Proj8-v0"),
+    ),
+)

@@ -1,0 +1,1 @@
+"""Tasks: counter-based random bits, projections and permutations, and the episode sampler."""
