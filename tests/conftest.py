@@ -1,0 +1,39 @@
+"""Fixtures of all tests: a private cache folder, no network, and real data where they are at hand."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Set before any library is imported: without it a missing network costs 23 s of retries a call.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def data_folder() -> Path | None:
+    """The folder of real images: ICL_BENCH_DATA, or ``shared/data`` beside the repository."""
+    candidates = [os.environ.get("ICL_BENCH_DATA"), ROOT.parent / "shared" / "data"]
+    for candidate in candidates:
+        if candidate and (Path(candidate) / "images" / "MNIST" / "test.npz").is_file():
+            return Path(candidate)
+    return None
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder with real MNIST-family images; skips where there is none."""
+    folder = data_folder()
+    if folder is None:
+        pytest.skip("no real images: set ICL_BENCH_DATA to a data folder")
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def private_cache(tmp_path_factory: pytest.TempPathFactory):
+    """Keep the user's cache out of the tests; views that tests build are shared by the session."""
+    folder = tmp_path_factory.mktemp("cache")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("ICL_BENCH_CACHE", str(folder))
+    yield folder
+    patch.undo()
