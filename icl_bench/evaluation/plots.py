@@ -22,8 +22,16 @@ if TYPE_CHECKING:
 
 # Okabe & Ito 2008, "Color Universal Design"; without the yellow, which is too pale for a line.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES = ((), (5, 1.5), (1.2, 1.2), (6, 1.5, 1.2, 1.5), (3, 1, 1, 1, 1, 1))
-MARKERS = ("o", "s", "D", "^", "v")
+DASHES: tuple[tuple[float, ...], ...] = (
+    (),
+    (5, 1.5),
+    (1.2, 1.2),
+    (6, 1.5, 1.2, 1.5),
+    (3, 1, 1, 1, 1, 1),
+    (9, 2.5),
+)
+MARKERS = ("o", "s", "D", "^", "v", "P")
+BAND, CHANCE = "95 % interval over tasks", "chance"
 INK, FAINT = "#333333", "#D9D9D9"
 DPI = 150
 
@@ -37,8 +45,8 @@ FORMATS: Mapping[str, Mapping[str, None]] = {
 # Upper ends of the accuracy axis in %, and the distance of its ticks: the first that fits.
 AXES = ((20, 5), (30, 10), (40, 10), (60, 20), (80, 20), (100, 25))
 
-PANEL_WIDTH, PANEL_HEIGHT = 2.9, 2.3  # inches
-LEGEND_ROW, TITLE_HEIGHT = 0.22, 0.35  # inches
+PANEL_WIDTH, PANEL_HEIGHT = 2.9, 2.45  # inches
+TITLE_HEIGHT = 0.35  # inches
 
 
 def plot_learning_curves(
@@ -113,12 +121,8 @@ def _draw(
     styles = {name: _style(i) for i, name in enumerate(names)}
     num_columns = min(len(envs), 2 if len(envs) == 4 else 3)
     num_rows = -(-len(envs) // num_columns)
-    legend_columns = max(2, min(4, len(names) + 2) if num_columns > 1 else 2)
-    num_entries = len(results) + sum(bool(by_env) for by_env in reported.values()) + 2
-    legend_rows = -(-num_entries // legend_columns)
-    height = num_rows * PANEL_HEIGHT + 0.35 + legend_rows * LEGEND_ROW
-    height += TITLE_HEIGHT if title else 0
-    figure = Figure(figsize=(num_columns * PANEL_WIDTH + 0.4, height), layout="constrained")
+    width = num_columns * PANEL_WIDTH + 0.4
+    figure = Figure(figsize=(width, num_rows * PANEL_HEIGHT), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.07, w_pad=0.07)  # type: ignore[union-attr,call-arg]
     FigureCanvasAgg(figure)
     axes = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
@@ -134,26 +138,36 @@ def _draw(
             ax.set_xlabel("labelled examples seen", color=INK)
     order = [*results, *(f"{m} (reported)" for m in reported), BAND, CHANCE]
     shown = [name for name in order if name in handles]
-    figure.legend(
-        [handles[name] for name in shown],
-        shown,
-        loc="outside lower center",
-        ncols=legend_columns,
-        frameon=False,
-        handlelength=3.2,
-        columnspacing=1.6,
-        labelcolor=INK,
-    )
+    legend_height = _draw_legend(figure, [handles[name] for name in shown], shown)
+    title_height = TITLE_HEIGHT if title else 0.0
+    figure.set_size_inches(width, num_rows * PANEL_HEIGHT + legend_height + title_height)
     if title:
         figure.suptitle(title, fontsize=11, fontweight="bold", color=INK)
     return figure
 
 
-BAND, CHANCE = "95 % interval over tasks", "chance"
+def _draw_legend(figure: "Figure", handles: list[Any], names: list[str]) -> float:
+    """One legend below the panels, of as many columns as fit; returns its height in inches."""
+    for num_columns in range(min(4, len(names)), 0, -1):
+        legend = figure.legend(
+            handles,
+            names,
+            loc="outside lower center",
+            ncols=num_columns,
+            frameon=False,
+            handlelength=3.2,
+            columnspacing=1.6,
+            labelcolor=INK,
+        )
+        box = legend.get_window_extent()
+        if box.width <= figure.bbox.width or num_columns == 1:
+            break
+        legend.remove()
+    return float(box.height / figure.dpi)
 
 
 def _style(i: int) -> dict[str, Any]:
-    """Colour, dashes and marker of the i-th method; the first 35 differ."""
+    """Colour, dashes and marker of the i-th method; the first 42 differ."""
     return {
         "color": COLOURS[i % len(COLOURS)],
         "dashes": DASHES[i % len(DASHES)],

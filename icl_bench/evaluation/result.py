@@ -228,6 +228,8 @@ def _read(path: Path) -> dict[str, Any]:
         if len(values) != 1:
             raise ValueError(f"column {name} holds several values: {values[:3]}")
         fields[name] = values[0]
+    if fields["split"] not in SPLITS:
+        raise ValueError(f"unknown split {fields['split']!r}, not one of {', '.join(SPLITS)}")
     for name in ("episode", "task"):
         ids = column[name].to_numpy().reshape(-1, length).astype(np.int64)
         if (ids != ids[:, :1]).any():
