@@ -126,7 +126,99 @@ VIEWS: Mapping[str, View] = MappingProxyType(
 
 _UNPINNED: Mapping[str, Stats | None] = MappingProxyType(dict.fromkeys(VIEWS))
 
-DATASETS: tuple[DataSet, ...] = ()
+DATASETS: tuple[DataSet, ...] = (
+    DataSet(
+        name="MNIST",
+        title="Handwritten digits",
+        source="torchvision",
+        num_classes=10,
+        image_shape=(28, 28),
+        counts={"train": 60_000, "test": 10_000},
+        sha256={"train": None, "test": None},
+        stats=_UNPINNED,
+        licence="CC BY-SA 3.0",
+        citation="LeCun, Cortes, Burges 1998, The MNIST database of handwritten digits",
+        homepage="http://yann.lecun.com/exdb/mnist/",
+    ),
+    DataSet(
+        name="FashionMNIST",
+        title="Articles of clothing",
+        source="torchvision",
+        num_classes=10,
+        image_shape=(28, 28),
+        counts={"train": 60_000, "test": 10_000},
+        sha256={"train": None, "test": None},
+        stats=_UNPINNED,
+        licence="MIT",
+        citation="Xiao, Rasul, Vollgraf 2017, Fashion-MNIST",
+        homepage="https://github.com/zalandoresearch/fashion-mnist",
+    ),
+    DataSet(
+        name="KMNIST",
+        title="Cursive Japanese characters (Kuzushiji)",
+        source="torchvision",
+        num_classes=10,
+        image_shape=(28, 28),
+        counts={"train": 60_000, "test": 10_000},
+        # The training split was never at hand: its checksum is unpinned, and the statistics come
+        # from the test split.
+        sha256={"train": None, "test": None},
+        stats=_UNPINNED,
+        stats_split="test",
+        licence="CC BY-SA 4.0",
+        citation="Clanuwat et al. 2018, Deep Learning for Classical Japanese Literature (CODH)",
+        homepage="http://codh.rois.ac.jp/kmnist/",
+    ),
+    DataSet(
+        name="Random",
+        title="10 random points per task with random labels (Kirsch et al. 2022, §4)",
+        source="synthetic",
+        num_classes=10,
+        image_shape=(),
+        counts={},
+        sha256={},
+        stats=dict.fromkeys(VIEWS, (0.5, 12**-0.5)),  # the law U[0, 1]
+    ),
+    DataSet(
+        name="CIFAR10",
+        title="Small colour photographs of ten kinds of things",
+        source="torchvision",
+        num_classes=10,
+        image_shape=(32, 32, 3),
+        counts={"train": 50_000, "test": 10_000},
+        sha256={"train": None, "test": None},
+        stats=_UNPINNED,
+        licence="none stated; research use with citation",
+        citation="Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images",
+        homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
+    ),
+    DataSet(
+        name="SVHN",
+        title="House numbers, cropped digits",
+        source="torchvision",
+        num_classes=10,
+        image_shape=(32, 32, 3),
+        counts={"train": 73_257, "test": 26_032},
+        sha256={"train": None, "test": None},
+        stats=_UNPINNED,
+        licence="non-commercial use only",
+        citation="Netzer et al. 2011, Reading Digits in Natural Images",
+        homepage="http://ufldl.stanford.edu/housenumbers/",
+    ),
+    DataSet(
+        name="Digits",
+        title="Small handwritten digits, shipped with scikit-learn",
+        source="embedded",
+        num_classes=10,
+        image_shape=(8, 8),
+        counts={"train": 1297, "test": 500},
+        sha256={"train": None, "test": None},
+        stats=_UNPINNED,
+        licence="CC BY 4.0",
+        citation="Alpaydin, Kaynak 1998, Optical Recognition of Handwritten Digits",
+        homepage="https://archive.ics.uci.edu/dataset/80",
+    ),
+)
 
 TABLE2_BASES = ("MNIST", "FashionMNIST", "KMNIST", "Random", "CIFAR10", "SVHN")
 

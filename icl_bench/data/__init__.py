@@ -1,0 +1,1 @@
+"""Base data sets: sources to canonical uint8 arrays, and their views as cached float arrays."""

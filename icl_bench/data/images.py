@@ -1,0 +1,268 @@
+"""Base data sets as canonical arrays: uint8 images and labels in their original order.
+
+Looked for in this order: sets registered by the user, embedded sets, ``data_dir``, the folder
+named by ``ICL_BENCH_DATA``, the cache. A data folder holds ``images/<Name>/{train,test}.npz`` with
+the arrays ``images`` and ``labels``. Nothing is ever downloaded here; see ``download.py``.
+"""
+
+import dataclasses
+import difflib
+import functools
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from icl_bench.catalog import DATASETS, VIEWS, DataSet, DataSplit
+from icl_bench.data.cache import cache_dir, sha256_arrays
+
+DATA_VARIABLE = "ICL_BENCH_DATA"
+
+# Size of the test split of Digits, the last images of the set.
+DIGITS_TEST = 500
+
+
+class DataError(ValueError):
+    """A file of a data set that is not what it should be, with the file and the way out."""
+
+
+class MissingDataError(FileNotFoundError):
+    """A data set that is not at hand, with the command that gets it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """One split of a base data set.
+
+    Attributes:
+        images: Grey or colour pixels.
+        labels: Labels in [0, C).
+        sha256: Checksum of both (``cache.sha256_arrays``).
+        origin: Where they were read from.
+    """
+
+    images: UInt8[np.ndarray, "N *shape"]
+    labels: UInt8[np.ndarray, " N"]
+    sha256: str
+    origin: str
+
+
+_user_rows: dict[str, DataSet] = {}
+_user_images: dict[tuple[str, str], Images] = {}
+
+
+def dataset(name: str) -> DataSet:
+    """The row of a data set, of the catalog or registered.
+
+    Raises:
+        ValueError: If there is none, with what was probably meant.
+    """
+    for row in (*DATASETS, *_user_rows.values()):
+        if row.name == name:
+            return row
+    names = [row.name for row in DATASETS] + list(_user_rows)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+    raise ValueError(f"unknown data set {name!r}; {hint}")
+
+
+def data_folders(data_dir: str | os.PathLike[str] | None = None) -> list[Path]:
+    """Folders in which data sets are looked for, in order."""
+    folders = [data_dir, os.environ.get(DATA_VARIABLE), cache_dir()]
+    return [Path(folder).expanduser() for folder in folders if folder]
+
+
+def load_images(
+    name: str, split: DataSplit, data_dir: str | os.PathLike[str] | None = None
+) -> Images:
+    """Canonical arrays of one split, checked against the catalog.
+
+    Raises:
+        ValueError: For an unknown data set or split.
+        MissingDataError: If the split is not at hand, naming the command that gets it.
+        DataError: If a file is truncated, corrupt or not this data set, naming the file.
+    """
+    row = dataset(name)
+    if split not in ("train", "test"):
+        raise ValueError(f"a data set has the splits train and test, not {split!r}")
+    if row.source == "synthetic":
+        raise ValueError(f"{name} is made from its tasks' keys and has no images")
+    if row.source == "embedded":
+        return _digits(split)
+    if row.source == "user":
+        if (name, split) not in _user_images:
+            raise MissingDataError(f"{name} was registered without a {split} split")
+        return _user_images[name, split]
+    folders = data_folders(data_dir)
+    for folder in folders:
+        path = folder / "images" / name / f"{split}.npz"
+        if path.is_file():
+            status = path.stat()
+            return _load_file(name, split, path, status.st_size, status.st_mtime_ns)
+    places = ", ".join(str(folder) for folder in folders)
+    raise MissingDataError(
+        f"the {split} split of {name} is not at hand: run `icl-bench download {name}`, or set "
+        f"{DATA_VARIABLE} (or data_dir) to a folder with images/{name}/{split}.npz; looked in "
+        f"{places}"
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _load_file(name: str, split: DataSplit, path: Path, size: int, mtime: int) -> Images:
+    """Read and check a file; kept in memory as long as the file does not change."""
+    row = dataset(name)
+    images, labels = read_npz(path)
+    check_arrays(images, labels, row.num_classes, str(path))
+    expected = row.counts.get(split)
+    if images.shape[1:] != row.image_shape or (expected and len(images) != expected):
+        raise DataError(
+            f"{path} is not the {split} split of {row.name}: images {images.shape}, expected "
+            f"{(expected, *row.image_shape)}; {_way_out(row)}"
+        )
+    found, pinned = sha256_arrays(images, labels), row.sha256.get(split)
+    if pinned is not None and found != pinned:
+        raise DataError(
+            f"{path} is not the {split} split of {row.name}: SHA-256 of its arrays is {found}, "
+            f"expected {pinned}; {_way_out(row)}"
+        )
+    return Images(images, labels, found, str(path))
+
+
+def _way_out(row: DataSet) -> str:
+    return f"remove the file and run `icl-bench download {row.name}`"
+
+
+def read_npz(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The arrays ``images`` and ``labels`` of a file, uint8 and without pickles.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        DataError: If it cannot be read, naming the file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return archive["images"], archive["labels"]
+    except FileNotFoundError:
+        raise
+    except KeyError as error:
+        raise DataError(f"{path} lacks an array: {error.args[0]}") from error
+    except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(
+            f"{path} is truncated, corrupt or no npz file without pickles ({error}): remove it "
+            "and get it again"
+        ) from error
+
+
+def check_arrays(images: np.ndarray, labels: np.ndarray, num_classes: int, where: str) -> None:
+    """Check dtypes, shapes and the range of labels.
+
+    Raises:
+        DataError: Naming ``where`` and what is wrong.
+    """
+    if images.dtype != np.uint8 or labels.dtype != np.uint8:
+        raise DataError(f"{where}: images and labels must be uint8: {images.dtype}, {labels.dtype}")
+    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
+        raise DataError(f"{where}: images must be [N, H, W] or [N, H, W, 3], not {images.shape}")
+    if labels.shape != images.shape[:1] or 0 in images.shape:
+        raise DataError(f"{where}: {labels.shape} labels for images {images.shape}")
+    if labels.max() >= num_classes:
+        raise DataError(f"{where}: label {labels.max()} is not in [0, {num_classes})")
+
+
+@functools.cache
+def _digits(split: DataSplit) -> Images:
+    """Digits of scikit-learn, 0 … 16 scaled to 0 … 255 (rounded); the last 500 are the test split."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    pixels = np.rint(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    part = slice(-DIGITS_TEST, None) if split == "test" else slice(0, -DIGITS_TEST)
+    pixels, labels = pixels[part], labels[part].astype(np.uint8)
+    found = sha256_arrays(pixels, labels)
+    pinned = dataset("Digits").sha256.get(split)
+    if pinned is not None and found != pinned:
+        raise DataError(
+            f"Digits of the installed scikit-learn are not those of this version ({found}, "
+            f"expected {pinned}): install the version of constraints.txt"
+        )
+    return Images(pixels, labels, found, "scikit-learn")
+
+
+def register_dataset(
+    name: str,
+    *,
+    npz: str | os.PathLike[str] | Mapping[DataSplit, str | os.PathLike[str]] | None = None,
+    arrays: Mapping[DataSplit, tuple[Any, Any]] | None = None,
+    num_classes: int | None = None,
+    title: str = "",
+    licence: str = "",
+    citation: str = "",
+) -> DataSet:
+    """Add a data set of the user's own; see ``icl_bench.register_dataset``."""
+    if not re.fullmatch("[A-Za-z][A-Za-z0-9]*", name):
+        raise ValueError(f"the name of a data set is letters and digits, not {name!r}")
+    if name in _user_rows or any(row.name == name for row in DATASETS):
+        raise ValueError(f"there is a data set {name} already: choose another name")
+    if (npz is None) == (arrays is None):
+        raise ValueError("give either npz= (a folder or files) or arrays=")
+    given: dict[str, tuple[np.ndarray, np.ndarray, str]] = {}
+    if arrays is not None:
+        for split, (images, labels) in arrays.items():
+            given[split] = (_uint8(images, "images"), _uint8(labels, "labels"), f"{name} {split}")
+    elif isinstance(npz, Mapping):
+        for split, path in npz.items():
+            given[split] = (*read_npz(path), str(path))
+    else:
+        assert npz is not None
+        found = [s for s in ("train", "test") if (Path(npz) / f"{s}.npz").is_file()]
+        if not found:
+            raise MissingDataError(f"neither train.npz nor test.npz in {npz}")
+        for split in found:
+            path = Path(npz) / f"{split}.npz"
+            given[split] = (*read_npz(path), str(path))
+    if not given or not set(given) <= {"train", "test"}:
+        raise ValueError(f"splits are train and test, not {', '.join(given) or 'none'}")
+    classes = num_classes
+    if classes is None:
+        classes = max(int(labels.max(initial=0)) for _, labels, _ in given.values()) + 1
+    if not 2 <= classes <= 256:
+        raise ValueError(f"{name}: the number of classes must be in [2, 256], not {classes}")
+    loaded = {}
+    for split, (images, labels, where) in given.items():
+        check_arrays(images, labels, classes, where)
+        loaded[split] = Images(images, labels, sha256_arrays(images, labels), where)
+    shapes = {part.images.shape[1:] for part in loaded.values()}
+    if len(shapes) > 1:
+        raise DataError(f"{name}: train and test images differ in size: {shapes}")
+    row = DataSet(
+        name=name,
+        title=title or f"{name} (the user's own)",
+        source="user",
+        num_classes=classes,
+        image_shape=shapes.pop(),
+        counts={s: len(part.labels) for s, part in loaded.items()},  # type: ignore[misc]
+        sha256={s: part.sha256 for s, part in loaded.items()},  # type: ignore[misc]
+        stats=dict.fromkeys(VIEWS),
+        stats_split="train" if "train" in loaded else "test",
+        licence=licence,
+        citation=citation,
+    )
+    _user_rows[name] = row
+    _user_images.update({(name, split): part for split, part in loaded.items()})
+    return row
+
+
+def _uint8(values: Any, what: str) -> np.ndarray:
+    """A copy as uint8; integers that fit are taken, anything else is refused."""
+    array = np.array(values.cpu() if hasattr(values, "cpu") else values)
+    if array.dtype.kind not in "iu":
+        raise DataError(f"{what} must be integers (images 0 … 255), not {array.dtype}")
+    if array.size and (array.min() < 0 or array.max() > 255):
+        raise DataError(f"{what} must be in [0, 255]: found {array.min()} … {array.max()}")
+    return array.astype(np.uint8)
