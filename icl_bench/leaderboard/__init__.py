@@ -1,0 +1,1 @@
+"""The leaderboard: run folders, submissions, the scorer and the rendered boards."""

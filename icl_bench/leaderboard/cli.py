@@ -1,0 +1,206 @@
+"""The subcommands of ``icl-bench`` about scores: score, submit, validate, board and plot."""
+
+import argparse
+import filecmp
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from icl_bench.evaluation.result import Result
+    from icl_bench.leaderboard.runs import Run
+
+Parsers = Any  # argparse's subparsers have no public type
+
+
+def add_parsers(subparsers: Parsers) -> None:
+    """Add the subcommands; each sets ``run``, a function of the arguments that returns a status.
+
+    ``run`` raises ValueError, FileNotFoundError or FileExistsError for what the user can mend.
+    """
+    score = _add(
+        subparsers,
+        "score",
+        _score,
+        "Print accuracies with intervals, straight from run folders or submissions.",
+        """\
+  icl-bench score runs/table2-v0__gpicl__*
+  icl-bench score runs/* --suite table2-proj8-v0
+  icl-bench score leaderboards/table2-v0/gpicl""",
+    )
+    score.add_argument("paths", nargs="+", metavar="RUN", help="run folders or submissions")
+    score.add_argument("--suite", help="show the environments of this suite only")
+
+    submit = _add(
+        subparsers,
+        "submit",
+        _submit,
+        "Make a submission from the run folders of one method, one or more per seed.",
+        """\
+  icl-bench submit runs/*__gpicl__* --suite table2-v0
+  icl-bench submit runs/*__gpicl__* --suite table2-v0 --out leaderboards/table2-v0/gpicl-large \\
+      --title "GPICL Transformer, large" --authors "A. Author, B. Author"
+  icl-bench submit runs/*__lstm__* --suite table2-v0 --allow-missing""",
+    )
+    submit.add_argument("runs", nargs="+", metavar="RUN", help="run folders of one method")
+    submit.add_argument("--suite", required=True, help="suite to hand in for")
+    submit.add_argument(
+        "--out", type=Path, help="new folder (default: leaderboards/<suite>/<method>)"
+    )
+    submit.add_argument(
+        "--allow-missing",
+        action="store_true",
+        help="hand in although environments of the suite were not evaluated; they stay a dash",
+    )
+    about = submit.add_argument_group("to say otherwise than the runs do")
+    for field in _TEXTS:
+        about.add_argument(f"--{field.replace('_', '-')}", metavar="TEXT")
+    about.add_argument("--gpu-hours", type=float, metavar="HOURS", help="of all seeds together")
+
+    validate = _add(
+        subparsers,
+        "validate",
+        _validate,
+        "Check submissions: one problem per line, status 1 if there is any. Executes nothing.",
+        """\
+  icl-bench validate leaderboards/table2-v0/gpicl
+  icl-bench validate leaderboards/*/*/""",
+    )
+    validate.add_argument("entries", nargs="+", metavar="ENTRY", help="folders of submissions")
+
+    board = _add(
+        subparsers,
+        "board",
+        _board,
+        "Score all submissions and write README.md, board.csv and board.json.",
+        """\
+  icl-bench board
+  icl-bench board --root leaderboards --out site
+  icl-bench board --check      (status 1 if the files are not up to date)""",
+    )
+    board.add_argument("--root", type=Path, default=Path("leaderboards"), help="(%(default)s)")
+    board.add_argument("--out", type=Path, help="where to write (default: the root)")
+    board.add_argument(
+        "--check", action="store_true", help="write nothing, list files that would change"
+    )
+
+    plot = _add(
+        subparsers,
+        "plot",
+        _plot,
+        "Draw learning curves with bands over tasks, one panel per environment.",
+        """\
+  icl-bench plot runs/*__gpicl__* runs/*__lstm__* --out curves.png
+  icl-bench plot leaderboards/table2-v0/*/ --out curves.svg --title "Table 2\"""",
+    )
+    plot.add_argument("paths", nargs="+", metavar="RUN", help="run folders or submissions")
+    plot.add_argument("--out", type=Path, required=True, help=".png, .svg or .pdf")
+    plot.add_argument("--title", help="a line above the panels")
+    plot.add_argument("--suite", help="draw the environments of this suite only")
+    plot.add_argument(
+        "--split", default="unseen", choices=("unseen", "seen", "val"), help="(%(default)s)"
+    )
+
+
+_TEXTS = ("title", "inductive_bias", "authors", "code", "hardware", "external_data")
+
+
+def _add(
+    subparsers: Parsers,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    description: str,
+    examples: str,
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name,
+        help=description,
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _score(args: argparse.Namespace) -> int:
+    from icl_bench.leaderboard.submission import load_runs
+    from icl_bench.leaderboard.tables import board_from_runs
+
+    print(board_from_runs(load_runs(args.paths), args.suite))
+    return 0
+
+
+def _submit(args: argparse.Namespace) -> int:
+    from icl_bench.evaluation import protocol
+    from icl_bench.leaderboard.runs import load_run
+    from icl_bench.leaderboard.submission import make_submission, scorable_envs
+
+    suite = protocol.suite(args.suite)
+    out = args.out or Path("leaderboards") / suite.name / load_run(args.runs[0]).entry.name
+    said = {name: getattr(args, name) for name in (*_TEXTS, "gpu_hours")}
+    overrides = {name: value for name, value in said.items() if value is not None}
+    make_submission(args.runs, out, suite.name, allow_missing=args.allow_missing, **overrides)
+    print(f"{out}: made, and valid")
+    left_out = [env for env in suite.envs if env not in scorable_envs(suite)]
+    if left_out:
+        print(f"left out, for this version cannot score them: {', '.join(left_out)}")
+    print("look at entry.toml, then build the boards with `icl-bench board`")
+    return 0
+
+
+def _validate(args: argparse.Namespace) -> int:
+    from icl_bench.leaderboard.submission import validate
+
+    status = 0
+    for path in args.entries:
+        problems = validate(path)
+        for problem in problems:
+            print(f"{path}: {problem}")
+        if problems:
+            status = 1
+        else:
+            print(f"{path}: valid")
+    return status
+
+
+def _board(args: argparse.Namespace) -> int:
+    from icl_bench.leaderboard.render import render_board
+
+    if not args.check:
+        for path in render_board(args.root, args.out):
+            print(path)
+        return 0
+    out = args.out or args.root
+    status = 0
+    with tempfile.TemporaryDirectory() as scratch:
+        for path in render_board(args.root, scratch):
+            committed = out / path.relative_to(scratch)
+            if not committed.is_file() or not filecmp.cmp(path, committed, shallow=False):
+                print(f"{committed}: not up to date, run `icl-bench board`")
+                status = 1
+    return status
+
+
+def _plot(args: argparse.Namespace) -> int:
+    from icl_bench.evaluation import protocol
+    from icl_bench.evaluation.plots import plot_learning_curves
+    from icl_bench.leaderboard.runs import results_by_seed
+    from icl_bench.leaderboard.submission import load_runs
+    from icl_bench.leaderboard.tables import clean_text
+
+    wanted = None if args.suite is None else protocol.suite(args.suite).envs
+    methods: dict[str, list[Run]] = {}
+    for run in load_runs(args.paths):
+        methods.setdefault(run.entry.name, []).append(run)
+    curves: dict[str, dict[str, list[Result]]] = {}
+    for name, runs in methods.items():
+        title = clean_text(runs[0].entry.title)
+        by_env = curves.setdefault(f"{title} ({name})" if title in curves else title, {})
+        for by_seed in results_by_seed(runs, args.split).values():
+            for env, result in by_seed.items():
+                if wanted is None or env in wanted:
+                    by_env.setdefault(env, []).append(result)
+    print(plot_learning_curves(curves, args.out, title=args.title))
+    return 0

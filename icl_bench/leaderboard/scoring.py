@@ -1,0 +1,272 @@
+"""The scorer: every number is recomputed from predictions and the labels of the frozen episodes."""
+
+import csv
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from icl_bench import catalog
+from icl_bench.evaluation import metrics, protocol
+from icl_bench.evaluation.result import Result
+from icl_bench.evaluation.statistics import (
+    Interval,
+    curve_interval,
+    ranks,
+    seed_interval,
+    task_interval,
+)
+from icl_bench.leaderboard.entry import EntryInfo
+from icl_bench.leaderboard.predictions import episode_counts
+from icl_bench.leaderboard.submission import Submission, read_submission
+
+
+@dataclasses.dataclass(frozen=True)
+class ColumnScore:
+    """One method on one environment; accuracies in [0, 1] at the last step, step 99.
+
+    Attributes:
+        env: Environment id.
+        seed_accuracy: Accuracy of every meta-training seed on the ranked episodes.
+        accuracy: Mean over seeds and ranked episodes, with the interval over tasks; its bounds
+            are NaN where there is a single task.
+        over_seeds: Mean with the interval over meta-training seeds; None with fewer than three.
+        curve: Mean accuracy at every step.
+        curve_low: Lower bound of the interval over tasks, step by step.
+        curve_high: Upper bound.
+        log_loss: Step → mean −log p(right class) in nats, over seeds and ranked episodes.
+        extended: As ``accuracy``, on all episodes; None unless more than the ranked were given.
+        correct: Per ranked episode, the fraction of seeds that are right; for pairing.
+        task: Task of each ranked episode.
+    """
+
+    env: str
+    seed_accuracy: tuple[float, ...]
+    accuracy: Interval
+    over_seeds: Interval | None
+    curve: Float[np.ndarray, " T"]
+    curve_low: Float[np.ndarray, " T"]
+    curve_high: Float[np.ndarray, " T"]
+    log_loss: Mapping[int, float]
+    extended: Interval | None
+    correct: Float[np.ndarray, " E"]
+    task: Int[np.ndarray, " E"]
+
+
+@dataclasses.dataclass(frozen=True)
+class EntryScore:
+    """One entry of a suite.
+
+    Attributes:
+        entry: About the method.
+        suite: Suite.
+        seeds: Meta-training seeds, ascending.
+        columns: Environment id → score, in the suite's order; only what was handed in.
+    """
+
+    entry: EntryInfo
+    suite: str
+    seeds: tuple[int, ...]
+    columns: Mapping[str, ColumnScore]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reported:
+    """A number that only a paper reports.
+
+    Attributes:
+        method: As the paper calls it.
+        inductive_bias: As the paper calls it.
+        env: Environment id of the same protocol.
+        accuracy: In [0, 1].
+        source: Paper and table.
+    """
+
+    method: str
+    inductive_bias: str
+    env: str
+    accuracy: float
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class SuiteScore:
+    """All entries of a suite.
+
+    Attributes:
+        suite: Suite.
+        entries: Ranked entries, in the order of their rows: by mean rank, then by title.
+        ranks: Environment id → entry → 1 + the number of entries that are significantly better.
+        mean_rank: Entry → mean of its ranks over all columns that any entry has; a column that an
+            entry lacks counts as one place behind all entries of that column.
+        not_ranked: Entries that cannot be compared with this version's numbers, and why.
+        reported: Numbers of papers; never ranked.
+    """
+
+    suite: catalog.Suite
+    entries: tuple[EntryScore, ...]
+    ranks: Mapping[str, Mapping[str, int]]
+    mean_rank: Mapping[str, float]
+    not_ranked: Mapping[str, tuple[EntryInfo, tuple[str, ...]]]
+    reported: tuple[Reported, ...]
+
+
+def score_column(results: Sequence[Result], ranked_episodes: int) -> ColumnScore:
+    """Score one method on one environment.
+
+    Args:
+        results: One result per meta-training seed, on identical episodes.
+        ranked_episodes: How many of the first episodes are ranked; the others only count for
+            ``extended``.
+
+    Raises:
+        ValueError: If the results are not about identical episodes.
+    """
+    first = results[0]
+    for other in results[1:]:
+        if other.fingerprint != first.fingerprint or not np.array_equal(other.label, first.label):
+            raise ValueError(f"the seeds on {first.env} were not evaluated on identical episodes")
+    ranked = [_head(result, ranked_episodes) for result in results]
+    task = metrics.clusters(ranked[0])
+    curves = np.stack([result.correct for result in ranked]).astype(np.float64)
+    last = curves[:, :, -1]
+    if len(np.unique(task)) > 1:
+        accuracy = task_interval(last, task, balanced=False)
+        curve, low, high = curve_interval(curves, task, balanced=False)
+    else:
+        curve = curves.mean(axis=(0, 1))
+        low = high = np.full_like(curve, np.nan)
+        accuracy = Interval(float(curve[-1]), float("nan"), float("nan"))
+    losses = [metrics.log_loss(result) for result in ranked]
+    extended = None
+    if len(first.episode) > ranked_episodes:
+        everything = np.stack([result.correct[:, -1] for result in results])
+        extended = task_interval(everything, metrics.clusters(first), balanced=False)
+    return ColumnScore(
+        env=first.env,
+        seed_accuracy=tuple(float(mean) for mean in last.mean(axis=1)),
+        accuracy=accuracy,
+        over_seeds=seed_interval(last.mean(axis=1)),
+        curve=curve,
+        curve_low=low,
+        curve_high=high,
+        log_loss={s: sum(loss[s] for loss in losses) / len(losses) for s in losses[0]},
+        extended=extended,
+        correct=last.mean(axis=0),
+        task=task,
+    )
+
+
+def _head(result: Result, num_episodes: int) -> Result:
+    arrays = ("episode", "task", "label", "prediction", "log_probs")
+    return dataclasses.replace(result, **{a: getattr(result, a)[:num_episodes] for a in arrays})
+
+
+def score_entry(path: str | os.PathLike[str]) -> EntryScore:
+    """Score a submission from its predictions and the labels of the frozen episodes.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If the submission is not valid, naming everything wrong with it.
+    """
+    return _score(read_submission(path))
+
+
+def _score(submission: Submission) -> EntryScore:
+    results = submission.results()
+    entry, suite = submission.entry, submission.suite
+    assert entry is not None  # results() raises for whatever has problems
+    assert suite is not None
+    ranked = episode_counts(suite)[0]
+    return EntryScore(
+        entry=entry,
+        suite=suite.name,
+        seeds=tuple(submission.predictions),
+        columns={env: score_column(by_seed, ranked) for env, by_seed in results.items()},
+    )
+
+
+def score_suite(folder: str | os.PathLike[str]) -> SuiteScore:
+    """Score all entries of ``leaderboards/<suite>`` and rank them column by column.
+
+    The comparisons of a column are paired on its 16 × 16 episodes, which all entries share, with
+    one matrix of bootstrap weights.
+
+    Raises:
+        ValueError: If the folder's name is no suite, or an entry is not valid (being outdated
+            is no fault: such entries are not ranked).
+    """
+    folder = Path(folder)
+    suite = protocol.suite(folder.resolve().name)
+    entries: dict[str, EntryScore] = {}
+    not_ranked = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if not path.is_dir() or path.name.startswith("."):
+            continue
+        submission = read_submission(path)
+        if submission.suite is not None and submission.suite != suite:
+            raise ValueError(f"{path} belongs to {submission.suite.name}: move it to that folder")
+        if submission.entry is not None and submission.outdated:
+            not_ranked[path.name] = (submission.entry, submission.outdated)
+        else:
+            entries[path.name] = _score(submission)
+    column_ranks = {env: _rank(entries, env) for env in suite.envs}
+    mean_rank = {name: _mean_rank(name, column_ranks) for name in entries}
+    order = sorted(entries, key=lambda name: (mean_rank[name], *_alphabetical(entries[name])))
+    return SuiteScore(
+        suite=suite,
+        entries=tuple(entries[name] for name in order),
+        ranks=column_ranks,
+        mean_rank=mean_rank,
+        not_ranked=not_ranked,
+        reported=reported(suite.name),
+    )
+
+
+def _rank(entries: Mapping[str, EntryScore], env: str) -> dict[str, int]:
+    present = {name: e.columns[env] for name, e in entries.items() if env in e.columns}
+    if not present:
+        return {}
+    task = next(iter(present.values())).task
+    places = ranks([column.correct for column in present.values()], task)
+    return dict(zip(present, places, strict=True))
+
+
+def _mean_rank(name: str, column_ranks: Mapping[str, Mapping[str, int]]) -> float:
+    places = [
+        by_entry.get(name, len(by_entry) + 1) for by_entry in column_ranks.values() if by_entry
+    ]
+    return sum(places) / len(places)
+
+
+def _alphabetical(score: EntryScore) -> tuple[str, str]:
+    return score.entry.title.casefold(), score.entry.name
+
+
+def reported(suite: str) -> tuple[Reported, ...]:
+    """What papers report for a suite, in the papers' order; empty if nothing."""
+    file = resources.files("icl_bench.leaderboard") / "reported" / f"{suite}.csv"
+    if not file.is_file():
+        return ()
+    rows: list[dict[str, Any]] = list(csv.DictReader(file.read_text("utf-8").splitlines()))
+    return tuple(Reported(**{**row, "accuracy": float(row["accuracy"])}) for row in rows)
+
+
+def differences(score: EntryScore, rows: Sequence[Reported]) -> dict[str, Interval]:
+    """Environment id → ours − reported where a paper reports a method with the entry's title.
+
+    The interval is that of our number over tasks; papers give none for theirs.
+    """
+    title = score.entry.title.casefold()
+    found = {}
+    for row in rows:
+        column = score.columns.get(row.env)
+        if row.method.casefold() == title and column is not None:
+            ours = column.accuracy
+            found[row.env] = Interval(*(v - row.accuracy for v in (ours.mean, ours.low, ours.high)))
+    return found
