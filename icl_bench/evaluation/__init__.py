@@ -1,0 +1,1 @@
+"""Learners, the evaluation protocol, results, statistics and plots."""

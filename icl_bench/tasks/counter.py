@@ -18,11 +18,8 @@ import hashlib
 import numpy as np
 from jaxtyping import Float, Int, UInt32, UInt64
 
-PHILOX_M0 = 0xD2511F53
-PHILOX_M1 = 0xCD9E8D57
-PHILOX_W0 = 0x9E3779B9
-PHILOX_W1 = 0xBB67AE85
-ROUNDS = 10
+from icl_bench.tasks.constants import PHILOX_M0, PHILOX_M1, PHILOX_W0, PHILOX_W1, ROUNDS
+
 _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 
