@@ -17,6 +17,7 @@ from icl_bench.data.cache import atomic_path
 from icl_bench.data.images import MissingDataError, dataset, load_images
 from icl_bench.data.views import resize, view_stats
 from icl_bench.evaluation import protocol
+from icl_bench.evaluation.verify import write_golden
 
 
 def main() -> None:
@@ -25,6 +26,7 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("--data-dir")
     parser.add_argument("--write-labels", action="store_true")
+    parser.add_argument("--write-golden", action="store_true", help="of all data sets at hand")
     args = parser.parse_args()
     row = dataset(args.name)
     if row.source != "synthetic":
@@ -46,6 +48,10 @@ def main() -> None:
         with atomic_path(folder / f"{args.name}.npz") as path:
             np.savez_compressed(path, labels=plan.y.astype(np.uint8))
         print(f"wrote {folder / f'{args.name}.npz'}")
+    if args.write_golden:
+        path = Path(protocol.__file__).parent / "frozen" / "golden.json"
+        write_golden(path, args.data_dir)
+        print(f"wrote {path}")
 
 
 if __name__ == "__main__":

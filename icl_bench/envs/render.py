@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 COLUMNS = 20
-RIGHT, WRONG, OPEN = "#1b7837", "#b2182b", "#777777"
+RIGHT, WRONG, OPEN = "#2166ac", "#b2182b", "#777777"
 
 
 def draw_episode(
@@ -14,7 +14,7 @@ def draw_episode(
     projected: Float[np.ndarray, "n D"],
     *,
     labels: Int[np.ndarray, " n"],
-    predictions: Sequence[int],
+    predictions: Sequence[int] | None,
     image_shape: tuple[int, int, int],
     title: str,
 ) -> UInt8[np.ndarray, "height width 3"]:
@@ -23,8 +23,9 @@ def draw_episode(
     Args:
         images: Inputs before normalisation and projection, in [0, 1], flattened C, H, W.
         projected: Inputs after the projection.
-        labels: Permuted labels; shown only for steps that have a prediction, as in the episode.
-        predictions: Predicted labels of the first steps; those beyond are still open.
+        labels: Permuted labels.
+        predictions: Predicted labels of the first steps; labels of later steps are not shown,
+            as in the episode. ``None`` shows all labels.
         image_shape: (channels, height, width).
         title: Line above the picture.
     """
@@ -35,18 +36,21 @@ def draw_episode(
     rows = -(-count // COLUMNS)
     figure = Figure(figsize=(0.62 * COLUMNS + 0.3, 1.72 * rows + 0.7), dpi=100)
     canvas = FigureCanvasAgg(figure)
-    known = len(predictions)
-    hits = sum(int(p == y) for p, y in zip(predictions, labels[:known], strict=True))
-    score = f" · {hits} of {known} right" if known else ""
-    figure.text(0.012, 1 - 0.28 / figure.get_figheight(), title + score, fontsize=11, va="center")
+    made = list(predictions or [])
+    hits = sum(int(p == y) for p, y in zip(made, labels[: len(made)], strict=True))
+    note = "image, projection, label"
+    if predictions is not None:
+        note = f"image, projection, prediction → label: {hits} of {len(made)} right"
+    height = figure.get_figheight()
+    figure.text(0.012, 1 - 0.28 / height, f"{title} · {note}", fontsize=11, va="center")
     for i in range(count):
         row, column = divmod(i, COLUMNS)
         left = (0.15 + 0.62 * column) / figure.get_figwidth()
         top = 0.6 + 1.72 * row
-        colour, text = OPEN, f"{i}: ?"
-        if i < known:
-            colour = RIGHT if predictions[i] == labels[i] else WRONG
-            text = f"{predictions[i]}→{labels[i]}"
+        colour, text = OPEN, "?" if predictions is not None else str(labels[i])
+        if i < len(made):
+            colour = RIGHT if made[i] == labels[i] else WRONG
+            text = f"{made[i]} → {labels[i]}"
         for offset, values in ((0.62, _image(images[i])), (1.22, _contrast(projected[i]))):
             bottom = 1 - (top + offset) / figure.get_figheight()
             size = (0.56 / figure.get_figwidth(), 0.56 / figure.get_figheight())
@@ -64,14 +68,15 @@ def draw_episode(
         middle = left + 0.28 / figure.get_figwidth()
         bottom = 1 - (top + 1.4) / figure.get_figheight()
         figure.text(middle, bottom, text, fontsize=8, ha="center", color=colour, weight="bold")
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    canvas.draw()  # type: ignore[no-untyped-call]
+    pixels: np.ndarray = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
+    return pixels[..., :3].copy()
 
 
 def _image(values: Float[np.ndarray, " D"]) -> Float[np.ndarray, " D"]:
-    return np.clip(values, 0.0, 1.0)
+    return np.asarray(np.clip(values, 0.0, 1.0))
 
 
 def _contrast(values: Float[np.ndarray, " D"]) -> Float[np.ndarray, " D"]:
     """Projected values on a fixed scale: −3 is black, 3 is white."""
-    return np.clip(values / 6.0 + 0.5, 0.0, 1.0)
+    return np.asarray(np.clip(values / 6.0 + 0.5, 0.0, 1.0))

@@ -110,9 +110,10 @@ class EpisodeSource:
         self.next_episode = 0
         self._data_dir = data_dir
         self.args = args
-        self.sampler = self._make_sampler(args)
+        self.sampler = self.make_sampler(args)
 
-    def _make_sampler(self, args: EnvArgs) -> TaskSampler:
+    def make_sampler(self, args: EnvArgs) -> TaskSampler:
+        """A sampler of this environment's data with other arguments."""
         view = view_of(self.spec)
         length = self.spec.episode_length if args.episode_length is None else args.episode_length
         pixels, labels, copies = None, None, 1

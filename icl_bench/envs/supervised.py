@@ -3,7 +3,7 @@
 One implementation: the single environment is the vector environment with one episode.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -35,7 +35,7 @@ class SupervisedVectorEnv(VectorEnv[Any, Any, Any], SamplesEpisodes):
     Arguments are those of ``icl_bench.make`` and ``icl_bench.make_vec``.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {
+    metadata: dict[str, Any] = {  # noqa: RUF012 - declared so by Gymnasium
         "render_modes": ["rgb_array"],
         "render_fps": 4,
         "autoreset_mode": AutoresetMode.DISABLED,
@@ -160,9 +160,9 @@ class SupervisedVectorEnv(VectorEnv[Any, Any, Any], SamplesEpisodes):
         """(predictions, rewards) of the actions."""
         tensors = self.backend == "torch"
         actions = torch.as_tensor(actions, device=self.source.device) if tensors else actions
-        array = actions if tensors else np.asarray(actions)
+        array: Any = actions if tensors else np.asarray(actions)
         kind = "f" if (array.is_floating_point() if tensors else array.dtype.kind == "f") else "i"
-        if (not tensors and array.dtype.kind not in "iuf") or (tensors and array.dtype == torch.bool):
+        if (array.dtype == torch.bool) if tensors else (array.dtype.kind not in "iuf"):
             raise TypeError(f"actions must be numbers, not {array.dtype}")
         shape = (self.num_envs,) + (self.num_classes,) * (self.action_kind == "logits")
         if tuple(array.shape) != shape:
@@ -185,7 +185,7 @@ class SupervisedVectorEnv(VectorEnv[Any, Any, Any], SamplesEpisodes):
         prediction = logits.argmax(dim=-1)
         return (prediction, chosen) if tensors else (prediction.numpy(), chosen.numpy())
 
-    def render(self) -> tuple[np.ndarray, ...] | None:  # type: ignore[override]
+    def render(self) -> tuple[np.ndarray, ...] | None:
         """A picture of every episode so far, uint8 [height, width, 3] each."""
         if self.render_mode is None:
             gymnasium.logger.warn('render needs render_mode="rgb_array" in make')
@@ -194,9 +194,11 @@ class SupervisedVectorEnv(VectorEnv[Any, Any, Any], SamplesEpisodes):
             raise gymnasium.error.ResetNeeded("render was called before the first reset")
         return tuple(self.draw(b) for b in range(self.num_envs))
 
-    def draw(self, b: int) -> np.ndarray:
-        """Picture of episode b so far."""
-        shown = min(self.t + 1, self._length)
+    def draw(self, b: int, steps: int | None = None) -> np.ndarray:
+        """Picture of episode b so far; or of its first ``steps`` steps with all their labels."""
+        shown = min(self.t + 1 if steps is None else steps, self._length)
+        if shown < 1:
+            raise ValueError(f"steps must be at least 1, not {steps}")
         images = self.source.sampler.inputs(self.plan)[b, :shown].cpu().numpy()
         tokens = torch.as_tensor(self._tokens)[b, :shown, : self.num_features].cpu().numpy()
         view = self.source.sampler.view
@@ -204,17 +206,18 @@ class SupervisedVectorEnv(VectorEnv[Any, Any, Any], SamplesEpisodes):
             np.tile(images, (1, self.source.sampler.copies)),
             tokens,
             labels=self.plan.y[b, :shown],
-            predictions=[int(p[b]) for p in self.predictions],
+            predictions=None if steps else [int(p[b]) for p in self.predictions],
             image_shape=(view.channels, view.height, view.width),
             title=f"{self.source.spec.id} · {self.source.args.split} · task {self.plan.task[b]} "
-            f"· episode {self.plan.episode[b]} · step {self.t}",
+            f"· episode {self.plan.episode[b]}",
         )
 
 
 class SupervisedEnv(gymnasium.Env[Any, Any], SamplesEpisodes):
     """One episode at a time; see ``SupervisedVectorEnv``, of which this is row 0."""
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 4}
+    # Declared by Gymnasium as an instance variable.
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012
 
     def __init__(self, id: str, **kwargs: Any) -> None:
         if "backend" in kwargs or "num_envs" in kwargs:
@@ -239,7 +242,7 @@ class SupervisedEnv(gymnasium.Env[Any, Any], SamplesEpisodes):
         values = {name: int(value[0]) for name, value in info.items()}
         return observation[0], float(reward[0]), bool(terminated[0]), False, values
 
-    def render(self) -> np.ndarray | None:  # type: ignore[override]
+    def render(self) -> np.ndarray | None:
         """A picture of the episode so far, uint8 [height, width, 3]."""
         pictures = self.vector.render()
         return None if pictures is None else pictures[0]

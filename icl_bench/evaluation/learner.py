@@ -90,9 +90,7 @@ def check_causality(
     stream = counter.stream_key("causality", key)
     spread = float(x.std()) or 1.0
     noise = projection.normals(stream, ids, length, dim, scale=spread, device=x.device)
-    shift = counter.bounded(
-        counter.long_words(stream + 1, ids, length), max(1, num_classes - 1)
-    )
+    shift = counter.bounded(counter.long_words(stream + 1, ids, length), max(1, num_classes - 1))
     labels = (prev_y.clamp_min(0) + 1 + torch.from_numpy(shift).to(x.device)) % num_classes
     labels[:, 0] = -1
 
@@ -129,25 +127,28 @@ def check_causality(
         cuts[0], cuts[1] = 0, length - 2  # the first and the last step that have a next one
         cut = torch.from_numpy(cuts).to(x.device)[:, None]
         past, future = steps <= cut, steps > cut
-        trials: tuple[tuple[Callable[[], tuple[Tensor, Tensor]], str], ...] = (
+        trials = (
             (
-                lambda f=future: (torch.where(f[..., None], noise, x), prev_y),
+                torch.where(future[..., None], noise, x),
+                prev_y,
                 "the learner looks at later inputs: changing x_{t+1} and those after it changed "
                 "the logits of step t",
             ),
             (
-                lambda c=cut: (x, torch.where(steps == c + 1, labels, prev_y)),
+                x,
+                torch.where(steps == cut + 1, labels, prev_y),
                 "the learner looks at y_t, the label it must predict: changing it changed the "
                 "logits of step t",
             ),
             (
-                lambda c=cut: (x, torch.where(steps > c + 1, labels, prev_y)),
+                x,
+                torch.where(steps > cut + 1, labels, prev_y),
                 "the learner looks at later labels: changing y_{t+1} and those after it changed "
                 "the logits of step t",
             ),
         )
-        for make, message in trials:
-            if differs(run(*make()), past):
+        for inputs, previous, message in trials:
+            if differs(run(inputs, previous), past):
                 raise LearnerError(message)
 
 

@@ -204,9 +204,7 @@ def evaluate(
         starts = starts[:-1]
     ends = [*starts[1:], num_episodes]
     key = stream_key("checked batch", source.args.seed)
-    chosen = int(
-        bounded(long_words(key, np.array([num_episodes]), 1)[0], len(starts))[0]
-    )
+    chosen = int(bounded(long_words(key, np.array([num_episodes]), 1)[0], len(starts))[0])
     parts = []
     bar = _progress(num_episodes, source.spec.id, progress)
     for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
@@ -362,7 +360,8 @@ class RecordResult(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def _row(self, action: Any) -> np.ndarray:
         if self._inner.vector.action_kind == "logits":
-            return _log_probs(torch.as_tensor(action).float()[None, None])[0, 0]
+            logits = torch.as_tensor(action).float()[None, None]
+            return np.asarray(_log_probs(logits)[0, 0])
         row = np.full(self._inner.vector.num_classes, -np.inf, np.float16)
         row[int(action)] = 0.0  # a bare label claims certainty
         return row

@@ -41,7 +41,9 @@ def portable_words(
     low = 0xFFFFFFFF
     task = torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int64)).to(device)[:, None]
     blocks = torch.arange((n + 3) // 4, device=device)[None, :]
-    c0, c2, c3 = torch.broadcast_tensors(blocks, task & low, (task >> 32) & low)
+    c0, c2, c3 = torch.broadcast_tensors(  # type: ignore[no-untyped-call]
+        blocks, task & low, (task >> 32) & low
+    )
     c1 = torch.zeros_like(c0)
     k0, k1 = key & low, key >> 32
     for _ in range(k.ROUNDS):

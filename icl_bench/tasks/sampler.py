@@ -209,9 +209,7 @@ class TaskSampler:
             slot = self._slots(ids, NUM_POINTS)
             drawn = np.broadcast_to(np.arange(NUM_POINTS), (len(ids), NUM_POINTS))
             key = self._key("point labels", d.num_classes)
-            label = counter.bounded(
-                counter.long_words(key, tasks, NUM_POINTS), d.num_classes
-            )
+            label = counter.bounded(counter.long_words(key, tasks, NUM_POINTS), d.num_classes)
             label = np.take_along_axis(label, slot, axis=1)
         else:
             assert self.labels is not None
