@@ -93,7 +93,9 @@ def find_spec(env_id: str) -> EnvSpec:
 
 
 def _did_you_mean(env_id: str) -> str:
-    close = difflib.get_close_matches(env_id, _specs, n=3, cutoff=0.6)
+    lower = {known.lower(): known for known in _specs}
+    close = difflib.get_close_matches(env_id.lower(), lower, n=3, cutoff=0.6)
+    close = [lower[known] for known in close]
     hint = f"; did you mean {' or '.join(close)}?" if close else "; `icl-bench list` shows them all"
     return hint + " Your own data: icl_bench.register_dataset(name, npz=...)" * (not close)
 

@@ -1,4 +1,4 @@
-"""Fixtures of all tests: a private cache folder, no network, and real data where they are at hand."""
+"""Fixtures of all tests: a private cache folder, no network, real data where they are at hand."""
 
 import os
 from pathlib import Path

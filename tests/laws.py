@@ -43,7 +43,7 @@ def projections(a: torch.Tensor) -> None:
 
 def permutations(rho: np.ndarray) -> None:
     """Permutations are uniform and independent over tasks. rho: [K, C]."""
-    tasks, classes = rho.shape
+    classes = rho.shape[1]
     assert (np.sort(rho, axis=1) == np.arange(classes)).all()
     for position in range(classes):
         counts = np.bincount(rho[:, position], minlength=classes)

@@ -3,6 +3,7 @@
 One implementation: the single environment is the vector environment with one episode.
 """
 
+import os
 from typing import Any, Literal
 
 import gymnasium
@@ -47,7 +48,7 @@ class SupervisedVectorEnv(VectorEnv[Any, Any, Any], SamplesEpisodes):
         num_envs: int = 1,
         *,
         device: str | torch.device = "cpu",
-        data_dir: str | None = None,
+        data_dir: str | os.PathLike[str] | None = None,
         action: ActionKind = "label",
         backend: Literal["numpy", "torch"] = "numpy",
         render_mode: str | None = None,

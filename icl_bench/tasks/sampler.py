@@ -63,7 +63,7 @@ class TaskDistribution:
         for name in ("episode_length", "num_tasks"):
             value = getattr(self, name)
             if value is not None and not 1 <= value < 2**62:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+                raise ValueError(f"{name} must be at least 1 and below 2^62, not {value}")
         for name in ("seed", "task_seed"):
             if not 0 <= getattr(self, name) < 2**63:
                 raise ValueError(f"{name} must be in [0, 2^63), not {getattr(self, name)}")
