@@ -99,6 +99,9 @@ def add_parsers(subparsers: Parsers) -> None:
     plot.add_argument("--title", help="a line above the panels")
     plot.add_argument("--suite", help="draw the environments of this suite only")
     plot.add_argument(
+        "--reported", action="store_true", help="mark what papers report for the suite"
+    )
+    plot.add_argument(
         "--split", default="unseen", choices=("unseen", "seen", "val"), help="(%(default)s)"
     )
 
@@ -187,6 +190,7 @@ def _plot(args: argparse.Namespace) -> int:
     from icl_bench.evaluation import protocol
     from icl_bench.evaluation.plots import plot_learning_curves
     from icl_bench.leaderboard.runs import results_by_seed
+    from icl_bench.leaderboard.scoring import reported
     from icl_bench.leaderboard.submission import load_runs
     from icl_bench.leaderboard.tables import clean_text
 
@@ -196,11 +200,19 @@ def _plot(args: argparse.Namespace) -> int:
         methods.setdefault(run.entry.name, []).append(run)
     curves: dict[str, dict[str, list[Result]]] = {}
     for name, runs in methods.items():
-        title = clean_text(runs[0].entry.title)
+        title = clean_text(runs[0].entry.title).replace(
+            "$", r"\$"
+        )  # else mathematics to matplotlib
         by_env = curves.setdefault(f"{title} ({name})" if title in curves else title, {})
         for by_seed in results_by_seed(runs, args.split).values():
             for env, result in by_seed.items():
                 if wanted is None or env in wanted:
                     by_env.setdefault(env, []).append(result)
-    print(plot_learning_curves(curves, args.out, title=args.title))
+    papers: dict[str, dict[str, float]] = {}
+    if args.reported:
+        if args.suite is None:
+            raise ValueError("--reported needs --suite: papers report for a suite")
+        for row in reported(args.suite):
+            papers.setdefault(row.method, {})[row.env] = row.accuracy
+    print(plot_learning_curves(curves, args.out, reported=papers, title=args.title))
     return 0

@@ -159,4 +159,11 @@ def board_json(score: SuiteScore) -> str:
     }
     text = json.dumps(document, indent=1, allow_nan=False)
     # Lists of numbers on one line; no string holds a line break as such.
-    return re.sub(r"\[\n[^\[\]{}\"]*\]", lambda m: " ".join(m[0].split()), text) + "\n"
+    return (
+        re.sub(
+            r"\[\n[^\[\]{}\"]*\]",
+            lambda m: " ".join(m[0].split()).replace("[ ", "[").replace(" ]", "]"),
+            text,
+        )
+        + "\n"
+    )

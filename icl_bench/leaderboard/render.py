@@ -48,7 +48,8 @@ those numbers, and nobody here can check them.
 - **±** is the 95 % interval for the given checkpoints: what would another draw of tasks give? It
   comes from a bootstrap over tasks, since episodes of one task are not independent. Where the two
   sides differ, the larger one is shown; `board.csv` has both. It does not say what another
-  meta-training seed would give: see the table of seeds below each board.
+  meta-training seed would give: see the table of seeds below each board. `± 0.0` means that all
+  tasks gave the same value, not that another task must.
 - **(Rank)** = 1 + the number of entries that are significantly better in this column. Two entries
   are compared on identical episodes, and one is significantly better if the 95 % interval of the
   difference lies above zero (not corrected for the number of comparisons). So entries that the data
@@ -60,7 +61,9 @@ those numbers, and nobody here can check them.
 - **{DASH}** means not handed in, or not known.
 - *reference* marks classical learners that show what a number means: they are ranked as any other
   entry. *reported* marks numbers of a paper: they are never ranked, for their episodes are others
-  and their intervals unknown.
+  and their intervals unknown. *other meta-training* marks entries that were meta-trained on another
+  environment than the protocol's, *external data* those that used data or pretrained weights from
+  elsewhere; a method's name leads to what was handed in about it.
 - **Seeds**: meta-training seeds handed in; `1 of 3` is less than the protocol asks for.
   **Parameters** are meta-trained numbers; **state size** counts the numbers that the learner
   carries from one step to the next.
@@ -149,12 +152,23 @@ def _count(count: int, noun: str) -> str:
 
 
 def _title(score: EntryScore, entries: Sequence[EntryScore]) -> str:
-    """Title as Markdown, with a link to what was handed in, and the name where titles repeat."""
+    """Title as Markdown, and the name where titles repeat."""
     title, name = markdown_text(score.entry.title), score.entry.name
     same = [e for e in entries if clean_text(e.entry.title) == clean_text(score.entry.title)]
-    shown = f"{title} ({name})" if len(same) > 1 else title
-    mark = " *reference*" if score.entry.kind == "reference" else ""
-    return f"[{shown}]({score.suite}/{name}/entry.toml){mark}"
+    return f"{title} ({name})" if len(same) > 1 else title
+
+
+def _linked_title(score: EntryScore, entries: Sequence[EntryScore], suite: catalog.Suite) -> str:
+    """Title with a link to what was handed in, and marks for what sets the entry apart."""
+    entry = score.entry
+    marks = {
+        "reference": entry.kind == "reference",
+        "other meta-training": entry.meta_train not in (None, suite.meta_train),
+        "external data": entry.external_data.strip().casefold() != "none",
+    }
+    told = ", ".join(f"*{mark}*" for mark, applies in marks.items() if applies)
+    link = f"[{_title(score, entries)}]({score.suite}/{entry.name}/entry.toml)"
+    return f"{link} {told}" if told else link
 
 
 def _section(score: SuiteScore) -> str:
@@ -255,7 +269,7 @@ def _main_rows(score: SuiteScore) -> list[list[str]]:
         ]
         rows.append(
             [
-                _title(e, score.entries),
+                _linked_title(e, score.entries, score.suite),
                 markdown_text(e.entry.inductive_bias),
                 *cells,
                 f"{score.mean_rank[name]:.2f}",

@@ -134,10 +134,11 @@ def read_submission(path: str | os.PathLike[str]) -> Submission:
     fingerprints: Mapping[str, str] = {}
     if suite is not None and document is not None:
         for seed, file in sorted(seed_files.items()):
-            predictions[seed], complaints = read_predictions(file, suite)
+            found, complaints = read_predictions(file, suite)
+            predictions[seed] = {} if complaints else found
             problems += [f"predictions/{file.name}: {complaint}" for complaint in complaints]
         problems += check_seeds(document, predictions, seed_files)
-        fingerprints = document["fingerprints"]
+        fingerprints = document.get("fingerprints", {})
         complaints, more = check_fingerprints(fingerprints, predictions)
         problems, outdated = problems + complaints, outdated + more
     return Submission(

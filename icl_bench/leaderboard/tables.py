@@ -103,7 +103,8 @@ def board_from_runs(runs: Sequence[Run], suite: str | None = None) -> str:
 
     Args:
         runs: Run folders that were read.
-        suite: Show this suite's environments only; None for all that there are.
+        suite: Show this suite's environments only; by default the suite that all runs name, or
+            all environments that there are if they name none or several.
 
     Raises:
         ValueError: If there is nothing to show, or seeds of a method are not about identical
@@ -113,8 +114,10 @@ def board_from_runs(runs: Sequence[Run], suite: str | None = None) -> str:
 
     from icl_bench.evaluation import protocol
 
+    named = {run.suite for run in runs}
+    suite = suite or (named.pop() if len(named) == 1 else None)
     row = None if suite is None else protocol.suite(suite)
-    ranked = 256 if row is None else episode_counts(row)[0]
+    ranked = protocol.FROZEN_EPISODES if row is None else episode_counts(row)[0]
     methods: dict[str, list[Run]] = {}
     for run in runs:
         methods.setdefault(run.entry.name, []).append(run)

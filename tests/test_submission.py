@@ -1,0 +1,584 @@
+import datetime
+import json
+import os
+import re
+import shutil
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from synthetic_runs import (
+    DIGITS,
+    ENVS,
+    RANDOM,
+    SUITE,
+    entry_info,
+    frozen_result,
+    method_runs,
+    random_correct,
+    run_folder,
+)
+
+from icl_bench.evaluation import protocol
+from icl_bench.evaluation.result import log_prob_steps
+from icl_bench.leaderboard.entry import EntryInfo, to_toml
+from icl_bench.leaderboard.runs import (
+    load_run,
+    new_run_folder,
+    result_path,
+    results_by_seed,
+    write_meta,
+)
+from icl_bench.leaderboard.submission import make_submission, read_submission, validate
+
+# --- entries and run folders
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "GPICL"}, "name must be at most 64 lower-case"),
+        ({"name": "a__b"}, "name must be at most 64 lower-case"),
+        ({"name": "../x"}, "name must be at most 64 lower-case"),
+        ({"title": " "}, "title must be a text of 1 to 120"),
+        ({"title": "two\nlines"}, r"title must be one line without hidden characters \(U\+000A\)"),
+        ({"authors": "evil \u202e"}, r"hidden characters \(U\+202E\)"),
+        ({"parameters": -1}, "parameters must be a whole number"),
+        ({"gpu_hours": float("nan")}, "gpu_hours must be a number of hours"),
+        ({"meta_train_kwargs": {"seed": 3}}, "must not hold seed"),
+        ({"meta_train_kwargs": {"bias": float("inf")}}, "finite JSON scalars"),
+        ({"meta_train_kwargs": {"not an argument": 1}}, "names of arguments"),
+    ],
+)
+def test_bad_entries_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        entry_info(**fields)
+
+
+def test_entries_from_outside_name_every_problem():
+    fields = entry_info().to_dict() | {"kind": "winner", "parameters": True, "rank": 1}
+    del fields["code"]
+    with pytest.raises(ValueError, match="bad entry") as error:
+        EntryInfo.from_dict(fields)
+    for part in ("code is missing", "unknown key 'rank'", "kind must be", "parameters must be"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['quote " and \\ backslash', "tab\tand\nline", "del \x7f nul \x00 esc \x1b", "ρ × 😀 é", "'''"],
+)
+def test_toml_reads_back_as_the_same_text(text):
+    document = {"a": text, "list": [text, "b"], "number": 1e16, "table": {text: -0.5, "yes": True}}
+    assert tomllib.loads(to_toml(document)) == document
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf"), b"bytes", object()])
+def test_toml_refuses_what_has_no_place(value):
+    with pytest.raises(ValueError, match="has no place in TOML"):
+        to_toml({"a": value})
+
+
+def test_run_folders_are_named_and_never_shared(tmp_path, monkeypatch):
+    path = new_run_folder(tmp_path, SUITE, "gpicl", 3)
+    assert re.fullmatch(r"digits-v0__gpicl__3__\d{8}T\d{6}Z", path.name)
+    assert (path / "results").is_dir()
+
+    class StoppedClock(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2026, 1, 2, 3, 4, 5, tzinfo=tz)
+
+    monkeypatch.setattr(datetime, "datetime", StoppedClock)
+    assert new_run_folder(tmp_path, SUITE, "gpicl", 3).name.endswith("__20260102T030405Z")
+    with pytest.raises(FileExistsError, match=r"20260102T030405Z exists already.*start it again"):
+        new_run_folder(tmp_path, SUITE, "gpicl", 3)
+
+
+def test_a_run_is_read_as_it_was_written(tmp_path):
+    entry = entry_info(seed=7, meta_train=None, gpu_hours=None, parameters=None)
+    results = [frozen_result(env, random_correct(0.5, 0)) for env in ENVS]
+    path = run_folder(tmp_path, results, entry)
+    write_meta(path, entry, SUITE, {}, commit="abc", device="cpu")  # again, with more
+    run = load_run(path)
+    assert (run.entry, run.suite, run.path) == (entry, SUITE, path)
+    assert [result.env for result in run.results] == list(ENVS)
+    np.testing.assert_array_equal(run.results[1].prediction, results[1].prediction)
+    meta = json.loads((path / "meta.json").read_text())
+    assert meta["commit"] == "abc"
+    assert {"package_version", "fingerprints", "versions"} <= set(meta)
+    assert sorted(p.name for p in path.iterdir()) == ["meta.json", "results"]
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no meta\.json"):
+        load_run(tmp_path)
+    (tmp_path / "meta.json").write_text('{"suite": null}')
+    with pytest.raises(ValueError, match=r"meta\.json: entry is missing"):
+        load_run(tmp_path)
+    (tmp_path / "meta.json").write_text("{")
+    with pytest.raises(ValueError, match=r"meta\.json: "):
+        load_run(tmp_path)
+    with pytest.raises(ValueError, match=r"meta\.json has versions already"):
+        write_meta(tmp_path, entry_info(), None, {}, versions=1)
+
+
+def test_a_result_under_a_wrong_name_is_refused(tmp_path):
+    path = run_folder(tmp_path, [frozen_result(DIGITS, random_correct(0.5, 0))], entry_info())
+    result_path(path, DIGITS, "unseen").rename(result_path(path, RANDOM, "unseen"))
+    with pytest.raises(ValueError, match="must be named Digits-Proj8-v0__unseen"):
+        load_run(path)
+
+
+def test_a_seed_may_have_several_runs_but_no_environment_twice(tmp_path):
+    one, other, again = (
+        load_run(run_folder(tmp_path, [frozen_result(env, random_correct(0.5, 0))], entry_info()))
+        for env in (DIGITS, RANDOM, DIGITS)
+    )
+    assert set(results_by_seed([one, other])[0]) == set(ENVS)
+    with pytest.raises(ValueError, match=r"both hold gpicl with seed 0 on Digits"):
+        results_by_seed([one, other, again])
+
+
+# --- making a submission
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> list[Path]:
+    return method_runs(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, runs) -> Path:
+    """A valid submission; copied before it is changed."""
+    return make_submission(runs, tmp_path_factory.mktemp("made") / SUITE / "gpicl", SUITE)
+
+
+def test_runs_become_a_valid_submission(runs, made):
+    assert validate(made) == []
+    assert sorted(p.relative_to(made).as_posix() for p in made.rglob("*")) == [
+        "entry.toml",
+        "predictions",
+        "predictions/seed-0.parquet",
+        "predictions/seed-1.parquet",
+    ]
+    assert [p.name for p in made.parent.iterdir()] == ["gpicl"]  # nothing is left beside it
+    document = tomllib.loads((made / "entry.toml").read_text())
+    assert document["seeds"] == [0, 1]
+    assert document["gpu_hours"] == 1.0  # of both seeds
+    assert document["meta_train_kwargs"] == {"num_tasks": "none", "bias": 0.9}
+    assert document["scorer_version"] == 1
+    assert document["fingerprints"] == {e: protocol.evaluation_fingerprint(e) for e in ENVS}
+    assert document["package_version"]
+    read = read_submission(made)
+    for seed, run in enumerate(map(load_run, runs)):
+        for result in run.results:
+            found = read.predictions[seed][result.env]
+            np.testing.assert_array_equal(found.prediction, result.prediction)
+            np.testing.assert_array_equal(found.log_probs, result.log_probs)
+
+
+def test_predictions_have_exactly_the_columns_of_the_format(made):
+    schema = pq.read_schema(made / "predictions" / "seed-0.parquet")
+    assert schema.names == ["env", "split", "episode", "step", "prediction", "log_probs"]
+    types = [pa.string(), pa.string(), pa.int32(), pa.uint8(), pa.uint8(), pa.list_(pa.float16())]
+    assert schema.types == types
+
+
+def test_equal_runs_give_equal_bytes(runs, made, tmp_path):
+    again = make_submission(runs, tmp_path / "gpicl", SUITE)
+    for file in made.rglob("*.*"):
+        assert file.read_bytes() == (again / file.relative_to(made)).read_bytes()
+
+
+def test_folder_names_the_entry_and_fields_can_be_said_otherwise(runs, tmp_path):
+    path = make_submission(
+        runs, tmp_path / "large", SUITE, title='Large "one"', authors="C. D.", gpu_hours=3.0
+    )
+    entry = read_submission(path).entry
+    assert entry is not None
+    assert (entry.name, entry.title, entry.authors) == ("large", 'Large "one"', "C. D.")
+    assert entry.gpu_hours == 3.0
+    with pytest.raises(ValueError, match="cannot say seed otherwise"):
+        make_submission(runs, tmp_path / "other", SUITE, seed=3)
+
+
+def test_existing_folder_is_refused(runs, made):
+    with pytest.raises(FileExistsError, match="exists already: give another folder"):
+        make_submission(runs, made, SUITE)
+
+
+def test_mixed_methods_are_refused(runs, tmp_path):
+    other = method_runs(tmp_path, "lstm", seeds=(5,))
+    with pytest.raises(ValueError, match=r"mixed methods: .* is of gpicl, .* of lstm"):
+        make_submission([*runs, *other], tmp_path / "out", SUITE)
+    unlike = method_runs(tmp_path, "gpicl", seeds=(5,), parameters=99)
+    with pytest.raises(ValueError, match="they differ in parameters: 1234 and 99"):
+        make_submission([*runs, *unlike], tmp_path / "out", SUITE)
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_columns_need_a_flag(tmp_path):
+    runs = method_runs(tmp_path, envs=(DIGITS,))
+    with pytest.raises(ValueError, match=r"seed 0 lacks Random-Proj8-v0.*--allow-missing"):
+        make_submission(runs, tmp_path / "out", SUITE)
+    path = make_submission(runs, tmp_path / "out", SUITE, allow_missing=True)
+    assert list(read_submission(path).results()) == [DIGITS]
+
+
+def test_runs_without_results_of_the_suite_are_refused(tmp_path):
+    run = run_folder(tmp_path, [], entry_info())
+    with pytest.raises(ValueError, match="no run with seed 0 has results"):
+        make_submission([run], tmp_path / "out", SUITE, allow_missing=True)
+    with pytest.raises(ValueError, match="at least one run"):
+        make_submission([], tmp_path / "out", SUITE)
+    with pytest.raises(ValueError, match="unknown suite 'table9-v0'"):
+        make_submission([run], tmp_path / "out", "table9-v0")
+
+
+def test_deterministic_methods_hand_in_one_seed(tmp_path):
+    runs = method_runs(tmp_path, "chance", deterministic=True, kind="reference")
+    with pytest.raises(ValueError, match=r"chance is deterministic: give runs of one seed"):
+        make_submission(runs, tmp_path / "out", SUITE)
+    path = make_submission(runs[:1], tmp_path / "out", SUITE)
+    assert validate(path) == []
+    assert tomllib.loads((path / "entry.toml").read_text())["deterministic"] is True
+
+
+def refuse(tmp_path, message: str, **change) -> None:
+    """A run with a result that is about other episodes must be refused, leaving nothing."""
+    result = frozen_result(DIGITS, random_correct(0.5, 0, change.pop("num_episodes", 256)))
+    fields = {name: getattr(result, name) for name in result.__dataclass_fields__} | change
+    run = run_folder(tmp_path / "runs", [type(result)(**fields)], entry_info())
+    with pytest.raises(ValueError, match=message):
+        make_submission([run], tmp_path / "out", SUITE, allow_missing=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_episodes_are_refused(tmp_path):
+    refuse(tmp_path, "evaluated on 128 episodes: boards need", num_episodes=128)
+    refuse(tmp_path, "boards need episodes 0 to 255", episode=np.arange(256) + 1)
+
+
+def test_other_evaluations_are_refused(tmp_path):
+    refuse(tmp_path, "evaluated otherwise than boards ask for", fingerprint="ab" * 32)
+
+
+def test_other_labels_are_refused(tmp_path):
+    label = protocol.frozen_labels(DIGITS).copy()
+    label[3, 4] = (label[3, 4] + 1) % 10
+    refuse(tmp_path, "labels differ from the frozen ones", label=label)
+
+
+def test_extended_hand_in_fits_the_size(tmp_path):
+    path = make_submission(
+        method_runs(tmp_path, num_episodes=1024, seeds=(0,)), tmp_path / "out", SUITE
+    )
+    assert validate(path) == []
+    assert (path / "predictions/seed-0.parquet").stat().st_size < 3_000_000
+
+
+# --- a corpus of bad submissions
+
+
+Change = Callable[[Path], None]
+SEED_0, SEED_1 = "predictions/seed-0.parquet", "predictions/seed-1.parquet"
+STEPS = log_prob_steps(100)
+
+
+def toml(old: str, new: str) -> Change:
+    def change(path: Path) -> None:
+        file = path / "entry.toml"
+        text = file.read_text()
+        assert old in text
+        file.write_text(text.replace(old, new, 1))
+
+    return change
+
+
+def toml_without(key: str) -> Change:
+    def change(path: Path) -> None:
+        lines = (path / "entry.toml").read_text().splitlines()
+        kept = [line for line in lines if not line.startswith(key)]
+        assert len(kept) == len(lines) - 1
+        (path / "entry.toml").write_text("\n".join(kept) + "\n")
+
+    return change
+
+
+def toml_seeds(seeds: str) -> Change:
+    return toml("seeds = [0, 1]", f"seeds = {seeds}")
+
+
+def table_change(change: Callable[[pa.Table], pa.Table], file: str = SEED_0) -> Change:
+    def apply(path: Path) -> None:
+        pq.write_table(change(pq.read_table(path / file)), path / file)
+
+    return apply
+
+
+def replaced(table: pa.Table, name: str, values) -> pa.Table:
+    return table.set_column(table.schema.names.index(name), name, values)
+
+
+def column(name: str, row: int, value) -> Change:
+    """Set one number; log-probabilities are given as a list."""
+
+    def change(table: pa.Table) -> pa.Table:
+        values = table[name].to_pylist()
+        assert values[row] != value
+        values[row] = value
+        return replaced(table, name, pa.array(values, table.schema.field(name).type))
+
+    return table_change(change)
+
+
+def typed(name: str, kind: pa.DataType) -> Change:
+    return table_change(lambda table: replaced(table, name, table[name].cast(kind)))
+
+
+def everywhere(name: str, value: str) -> Change:
+    return table_change(lambda t: replaced(t, name, pa.array([value] * len(t), pa.string())))
+
+
+def log_probs(probs: list[float], row: int = 99) -> Change:
+    with np.errstate(divide="ignore"):
+        return column("log_probs", row, list(np.log(np.array(probs)).astype(np.float16)))
+
+
+def write(name: str, content: bytes) -> Change:
+    def change(path: Path) -> None:
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_bytes(content)
+
+    return change
+
+
+def remove(name: str) -> Change:
+    return lambda path: (path / name).unlink()
+
+
+def link(path: Path) -> None:
+    (path / SEED_1).unlink()
+    (path / SEED_1).symlink_to(path / SEED_0)
+
+
+def linked_folder(path: Path) -> None:
+    (path / "predictions").rename(path.parent / "elsewhere")
+    (path / "predictions").symlink_to(path.parent / "elsewhere")
+
+
+def copied_seed(path: Path) -> None:
+    shutil.copy(path / SEED_0, path / SEED_1)
+
+
+def short_seed(path: Path) -> None:
+    table = pq.read_table(path / SEED_1)
+    pq.write_table(table.slice(0, 25_600), path / SEED_1)
+
+
+def big_text(path: Path) -> None:
+    """A few hundred kilobytes that would unpack to 51 gigabytes of text."""
+    table = pq.read_table(path / SEED_0)
+    bomb = pa.DictionaryArray.from_arrays(np.zeros(len(table), np.int32), ["x" * 1_000_000])
+    names = table.schema.names
+    columns = [bomb, *(table[name] for name in names[1:])]
+    table = pa.table(dict(zip(names, columns, strict=True)))
+    limits = {"dictionary_pagesize_limit": 2**24, "write_statistics": False}
+    pq.write_table(table, path / SEED_0, compression="zstd", store_schema=False, **limits)
+    assert (path / SEED_0).stat().st_size < 500_000
+
+
+BAD: dict[str, tuple[Change, str]] = {
+    # files
+    "no entry.toml": (remove("entry.toml"), r"^entry\.toml is missing$"),
+    "no predictions": (
+        lambda path: shutil.rmtree(path / "predictions"),
+        r"seed-<n>\.parquet is missing",
+    ),
+    "linked file": (link, r"'predictions/seed-1\.parquet': a symbolic link has no place"),
+    "linked folder": (linked_folder, r"'predictions': a symbolic link has no place"),
+    "program": (write("learner.py", b"print()"), r"'learner\.py': unexpected file"),
+    "hidden file": (write("predictions/.x", b""), r"'predictions/\.x': unexpected file"),
+    "folder": (lambda path: (path / "more").mkdir(), r"'more': a folder or special file"),
+    "pipe": (lambda path: os.mkfifo(path / "pipe"), r"'pipe': a folder or special file"),
+    "pickle": (write("checkpoints/seed-0.pkl", b"\x80"), r"seed-0\.pkl': unexpected file"),
+    "seed with a zero": (write("predictions/seed-01.parquet", b""), r"seed-01.*unexpected"),
+    "checkpoint alone": (
+        write("checkpoints/seed-7.safetensors", b"x"),
+        r"checkpoints of seed 7 have no predictions",
+    ),
+    "too large": (write(SEED_0, bytes(3_000_001)), r"seed-0\.parquet: 3000001 bytes, at most 3000"),
+    "long toml": (write("entry.toml", b"#" * 64_001), r"entry\.toml: 64001 bytes, at most 64000"),
+    # entry.toml
+    "no toml": (toml("suite =", "suite = ="), r"entry\.toml: cannot be read as TOML"),
+    "deep toml": (write("entry.toml", b"a=" + b"[" * 50_000), "cannot be read as TOML"),
+    "no text": (write("entry.toml", b"a='\xff'"), "cannot be read as TOML"),
+    "unknown key": (toml("suite =", "accuracy = 0.99\nsuite ="), "unknown key 'accuracy'"),
+    "typed score": (toml("seeds =", "seed = 3\nseeds ="), "unknown key 'seed'"),
+    "missing key": (toml_without("authors"), "authors is missing"),
+    "missing suite": (toml_without("suite"), "suite is missing"),
+    "missing seeds": (toml_without("seeds"), "seeds is missing"),
+    "missing version": (toml_without("scorer_version"), "scorer_version is missing"),
+    "missing fingerprints": (
+        lambda path: (path / "entry.toml").write_text(
+            (path / "entry.toml").read_text().partition("[fingerprints]")[0]
+        ),
+        "fingerprints is missing",
+    ),
+    "wrong type": (toml("parameters = 1234", 'parameters = "many"'), "parameters must be a whole"),
+    "mirrored text": (toml('"GPICL"', '"GP\\u202EICL"'), r"title must be one line .*U\+202E"),
+    "other name": (toml('name = "gpicl"', 'name = "vsml"'), "name must be that of the folder"),
+    "unknown suite": (toml('"digits-v0"', '"digits-v9"'), "unknown suite 'digits-v9'; there are"),
+    "scorer version": (toml("scorer_version = 1", "scorer_version = 99"), "scorer version 99, thi"),
+    "scorer text": (toml("scorer_version = 1", 'scorer_version = "1"'), "must be a whole number"),
+    "package version": (toml('package_version = "', 'package_version = "<b>'), "must be a version"),
+    "other seeds": (toml_seeds("[0, 2]"), r"seeds are \[0, 2\], but there are files of \[0, 1\]"),
+    "seed twice": (toml_seeds("[0, 0]"), "seeds must be a list of distinct whole numbers"),
+    "deterministic": (
+        toml("deterministic = false", "deterministic = true"),
+        "a deterministic entry has exactly one file of predictions, not 2",
+    ),
+    "fingerprint": (
+        toml(f'{DIGITS} = "', f'{DIGITS} = "{"0" * 64}"\n# "'),
+        f"{DIGITS} was evaluated as 000000000000…, this version's",
+    ),
+    "no checksum": (toml(f'{DIGITS} = "', f'{DIGITS} = "x"\n# "'), "must be a table of environ"),
+    "no fingerprint": (toml(f'{DIGITS} = "', "# "), r"fingerprints are of .*Random.*predictions"),
+    # seeds
+    "same predictions": (copied_seed, "seeds 0 and 1 hold the same predictions"),
+    "unlike seeds": (short_seed, "seeds 0 and 1 differ in environments or episodes"),
+    # predictions
+    "garbage": (write(SEED_0, b"PAR1 but not really PAR1"), "cannot be read as Parquet"),
+    "empty file": (write(SEED_0, b""), "cannot be read as Parquet"),
+    "more columns": (
+        table_change(lambda t: t.append_column("label", t["prediction"])),
+        r"columns are \[.*'label'\], must be",
+    ),
+    "fewer columns": (table_change(lambda t: t.drop_columns(["log_probs"])), "columns are"),
+    "no rows": (table_change(lambda t: t.slice(0, 0)), "0 rows, must be 1 to"),
+    "too many rows": (
+        table_change(lambda t: pa.concat_tables([t] * 5)),
+        "256000 rows, must be 1 to 204800",
+    ),
+    "wide episode": (typed("episode", pa.int64()), "column episode has type int64, must be int32"),
+    "wide step": (typed("step", pa.uint16()), "column step has type uint16, must be uint8"),
+    "wide log_probs": (typed("log_probs", pa.list_(pa.float32())), "column log_probs has type"),
+    "binary env": (typed("env", pa.binary()), "column env has type binary, must be string"),
+    "null": (column("prediction", 7, None), "missing values in column prediction"),
+    "null env": (column("env", 7, None), "missing values in column env"),
+    "seen": (everywhere("split", "seen"), "split 'seen' is not 'unseen'"),
+    "one seen": (column("split", 5, "seen"), "split 'seen' is not 'unseen'"),
+    "other env": (everywhere("env", "MNIST-Proj-v0"), "'MNIST-Proj-v0' is not in digits-v0"),
+    "one other env": (column("env", 99, "<script>"), "'<script>' is not in digits-v0"),
+    "missing episode": (
+        table_change(lambda t: pa.concat_tables([t.slice(0, 700), t.slice(800)])),
+        f"{DIGITS}: 100 of the steps of episodes 0 to 255 are missing .first at episode 7, step 0",
+    ),
+    "missing step": (
+        table_change(lambda t: pa.concat_tables([t.slice(0, 703), t.slice(704)])),
+        r"1 of the steps .* are missing \(first at episode 7, step 3\)",
+    ),
+    "step twice": (column("step", 703, 4), r"given more than once \(first at episode 7, step 4\)"),
+    "step 100": (column("step", 99, 100), "step 100 is beyond the last one, 99"),
+    "episode -1": (column("episode", 0, -1), "episode -1 is not frozen"),
+    "episode 1024": (column("episode", 0, 1024), "episode 1024 is not frozen"),
+    "episode 256": (column("episode", 0, 256), "of the steps of episodes 0 to 1023 are missing"),
+    "class 10": (column("prediction", 7, 10), "prediction 10 is not a class, there are 10"),
+    "NaN": (log_probs([np.nan] * 10), r"not NaN \(first at episode 0, step 99\)"),
+    "above 1": (log_probs([2.0] + [0.0] * 9), "log_probs must be at most 0"),
+    "too little": (log_probs([0.09] * 10), r"sum to 1 \(first at episode 0, step 99\)"),
+    "too much": (log_probs([0.11] * 10), "must sum to 1"),
+    "no probability": (log_probs([0.0] * 10), "must sum to 1"),
+    "nine classes": (log_probs([1 / 9] * 9), "one number for each of the 10 classes"),
+    "null inside": (column("log_probs", 99, [None] * 10), "one number for each of the 10 class"),
+    "one too many": (log_probs([0.1] * 10, row=98), r"null at all others \(first at .* step 98\)"),
+    "one too few": (column("log_probs", 99, None), r"must be given at .* \(first at .*, step 99\)"),
+    "text bomb": (big_text, "'xxxx.* is not in digits-v0"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_submissions_are_refused(case, made, tmp_path):
+    change, message = BAD[case]
+    path = tmp_path / SUITE / "gpicl"
+    shutil.copytree(made, path)
+    change(path)
+    problems = validate(path)
+    assert any(re.search(message, problem) for problem in problems), problems
+    with pytest.raises(ValueError, match="cannot be scored"):
+        read_submission(path).results()
+
+
+def test_prediction_must_be_the_most_probable_class(made, tmp_path):
+    path = shutil.copytree(made, tmp_path / "gpicl")
+    chosen = pq.read_table(path / SEED_0)["prediction"][99].as_py()
+    probs = np.full(10, 0.05)
+    probs[(chosen + 1) % 10] = 0.55
+    log_probs(list(probs))(path)
+    assert any("must be the class of largest log p" in p for p in validate(path))
+
+
+def test_ties_and_zero_probabilities_are_fine(made, tmp_path):
+    path = shutil.copytree(made, tmp_path / "gpicl")
+    log_probs([0.1] * 10, row=99)(path)
+    chosen = pq.read_table(path / SEED_0)["prediction"][49].as_py()
+    log_probs(list(np.eye(10)[chosen]), row=49)(path)
+    assert validate(path) == []
+
+
+def test_rows_may_come_in_any_order(made, tmp_path):
+    path = shutil.copytree(made, tmp_path / "gpicl")
+    order = np.random.default_rng(0).permutation(51_200)
+    table_change(lambda table: table.take(order))(path)
+    assert validate(path) == []
+    for env, found in read_submission(path).predictions[0].items():
+        expected = read_submission(made).predictions[0][env]
+        np.testing.assert_array_equal(found.prediction, expected.prediction)
+        np.testing.assert_array_equal(found.log_probs, expected.log_probs)
+
+
+def test_all_problems_are_told_at_once(made, tmp_path):
+    path = shutil.copytree(made, tmp_path / "gpicl")
+    for case in ("program", "unknown key", "fingerprint", "class 10"):
+        BAD[case][0](path)
+    told = "\n".join(validate(path))
+    for case in ("program", "unknown key", "fingerprint", "class 10"):
+        assert re.search(BAD[case][1], told)
+
+
+def test_submission_that_is_a_link_or_missing(made, tmp_path):
+    (tmp_path / "gpicl").symlink_to(made)
+    assert "the folder is a symbolic link" in validate(tmp_path / "gpicl")
+    with pytest.raises(FileNotFoundError, match="no submission at"):
+        validate(tmp_path / "nothing")
+
+
+def test_environments_without_pinned_labels_cannot_be_handed_in(made, tmp_path, monkeypatch):
+    labels = protocol.frozen_labels
+
+    def unpinned(env_id: str, num_episodes: int = 256):
+        if env_id == RANDOM:
+            raise LookupError("the labels of the frozen episodes of Random are not pinned")
+        return labels(env_id, num_episodes)
+
+    monkeypatch.setattr(protocol, "frozen_labels", unpinned)
+    assert any("Random are not pinned" in problem for problem in validate(made))
+    # Making one leaves such a column out, and does not ask for it.
+    monkeypatch.setattr(protocol, "frozen_labels", labels)
+    runs = method_runs(tmp_path)
+    monkeypatch.setattr(protocol, "frozen_labels", unpinned)
+    path = make_submission(runs, tmp_path / "out", SUITE)
+    assert validate(path) == []
+    assert list(read_submission(path).predictions[0]) == [DIGITS]
+
+
+def test_checkpoints_may_be_handed_in(made, tmp_path):
+    path = shutil.copytree(made, tmp_path / "gpicl")
+    write("checkpoints/seed-0.safetensors", b"not looked into")(path)
+    write("checkpoints/seed-0.json", b"{}")(path)
+    assert validate(path) == []
