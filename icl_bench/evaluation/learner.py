@@ -136,15 +136,15 @@ def check_causality(
             ),
             (
                 x,
-                torch.where(steps == cut + 1, labels, prev_y),
-                "the learner looks at y_t, the label it must predict: changing it changed the "
-                "logits of step t",
-            ),
-            (
-                x,
                 torch.where(steps > cut + 1, labels, prev_y),
                 "the learner looks at later labels: changing y_{t+1} and those after it changed "
                 "the logits of step t",
+            ),
+            (
+                x,
+                torch.where(steps == cut + 1, labels, prev_y),
+                "the learner looks at y_t, the label it must predict: changing it changed the "
+                "logits of step t",
             ),
         )
         for inputs, previous, message in trials:
@@ -183,14 +183,13 @@ class NearestNeighbour:
         gram = torch.bmm(x, x.transpose(1, 2))
         norm = torch.diagonal(gram, dim1=1, dim2=2)
         distance = (norm[:, :, None] + norm[:, None, :] - 2 * gram).clamp_min(0) / dim
-        # Column s is example s, whose label arrives with token s + 1.
+        # Column s is example s, whose label arrives with token s + 1; the last one never does.
         earlier = torch.ones(length, length, dtype=torch.bool, device=x.device).tril(-1)
-        distance = distance.masked_fill(~earlier, torch.inf)[:, :, :-1]
-        label = prev_y[:, 1:]
-        farthest = distance.masked_fill(distance == torch.inf, 0.0).amax(dim=2, keepdim=True)
+        label = torch.nn.functional.pad(prev_y[:, 1:], (0, 1), value=-1)
+        farthest = distance.masked_fill(~earlier, 0.0).amax(dim=2, keepdim=True)
         nearest = torch.stack(
             [
-                distance.masked_fill((label != c)[:, None, :], torch.inf).amin(dim=2)
+                distance.masked_fill(~(earlier & (label == c)[:, None, :]), torch.inf).amin(dim=2)
                 for c in range(self.num_classes)
             ],
             dim=2,
@@ -202,11 +201,12 @@ class OnlineLogisticRegression:
     """Multinomial logistic regression, one gradient step per example, weights from zero.
 
     W ← W + η (one_hot(y) − p) xᵀ with the normalised step η = rate / ‖x‖², which needs no tuning
-    to the scale of the inputs. Computed through the Gram matrix of the episode, so its cost hardly
+    to the scale of the inputs; on validation tasks of all data sets accuracy is flat for rates
+    between 2 and 5. Computed through the Gram matrix of the episode, so its cost hardly
     depends on D.
     """
 
-    def __init__(self, num_classes: int = 10, rate: float = 1.0) -> None:
+    def __init__(self, num_classes: int = 10, rate: float = 3.0) -> None:
         self.num_classes = num_classes
         self.rate = rate
 
