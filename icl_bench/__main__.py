@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -258,8 +259,20 @@ def _download(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_device(name: str) -> None:
+    import torch
+
+    try:
+        torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device {name!r}: PyTorch knows cpu, cuda, cuda:1 …") from error
+
+
 def _learner(name: str, num_classes: int, device: str) -> Any:
-    """A reference by its name, or the user's own callable as module:name."""
+    """A reference by its name, or the user's own callable as module:name.
+
+    What the user's own code raises comes with its traceback, not as an error of the command line.
+    """
     from icl_bench.evaluation.learner import REFERENCES
 
     if name in REFERENCES:
@@ -269,30 +282,42 @@ def _learner(name: str, num_classes: int, device: str) -> Any:
         raise ValueError(
             f"{name!r} is no learner: give {', '.join(REFERENCES)} or module:name of your own"
         )
-    sys.path.insert(0, "")  # as `python -m` does
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # as `python -m` does
     try:
         learner = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"cannot import {name}: {error}") from error
+    if not callable(learner):
+        raise ValueError(f"{name} is no learner: it is a {type(learner).__name__}, not a callable")
     if hasattr(learner, "to") and hasattr(learner, "eval"):
         learner = learner.to(device).eval()
-    return learner
+
+    def call(x: Any, prev_y: Any) -> Any:
+        try:
+            return learner(x, prev_y)
+        except Exception as error:
+            raise RuntimeError(f"the learner {name} failed") from error
+
+    return call
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    from icl_bench import make
     from icl_bench.data.images import MissingDataError
     from icl_bench.evaluation.learner import REFERENCES
-    from icl_bench.evaluation.protocol import evaluate, evaluation_fingerprint, suite
+    from icl_bench.evaluation.protocol import evaluate, suite
     from icl_bench.leaderboard.entry import EntryInfo
     from icl_bench.leaderboard.runs import load_run, new_run_folder, result_path, write_meta
     from icl_bench.leaderboard.tables import board_from_runs
     from icl_bench.registration import find_spec
 
+    _check_device(args.device)
     envs = suite(args.suite).envs if args.suite else (args.env,)
-    classes = [find_spec(env).num_classes for env in envs]
+    classes = {find_spec(env).num_classes for env in envs}
     learners = {c: _learner(args.learner, c, args.device) for c in classes}
     reference = args.learner in REFERENCES
-    name = args.learner.replace(":", ".").replace("__", "_").strip("_").lower()
+    name = "-".join(re.findall("[a-z0-9]+", args.learner.lower()))
     entry = EntryInfo(
         name=name,
         title=TITLES.get(args.learner, args.learner),
@@ -310,28 +335,34 @@ def _evaluate(args: argparse.Namespace) -> int:
         external_data="none" if reference else "not stated",
         kind="reference" if reference else "method",
     )
-    run = None
-    for env, num_classes in zip(envs, classes, strict=True):
+    at_hand = []
+    for env in envs:  # all of them first, so that nothing is computed in vain
         try:
-            result = evaluate(
-                learners[num_classes],
-                env,
-                split=args.split,
-                num_episodes=args.episodes,
-                device=args.device,
-                data_dir=args.data_dir,
-            )
+            make(env, split=args.split, device=args.device, data_dir=args.data_dir)
         except MissingDataError as error:
             if args.missing == "error":
                 raise
-            print(f"skipped {env}: {error}", file=sys.stderr)
-            continue
-        if run is None:
-            run = new_run_folder(args.runs, args.suite or args.env, name, args.seed)
-            write_meta(run, entry, args.suite, {e: evaluation_fingerprint(e) for e in envs})
-        result.save(result_path(run, env, result.split))
-    if run is None:
+            print(f"skipped {env}: {_one_line(error)}", file=sys.stderr)
+        else:
+            at_hand.append(env)
+    if not at_hand:
         raise MissingDataError("no data set was at hand; `icl-bench download` gets them")
+    results = [
+        evaluate(
+            learners[find_spec(env).num_classes],
+            env,
+            split=args.split,
+            num_episodes=args.episodes,
+            progress=True,
+            device=args.device,
+            data_dir=args.data_dir,
+        )
+        for env in at_hand
+    ]
+    run = new_run_folder(args.runs, args.suite or args.env, name, args.seed)
+    write_meta(run, entry, args.suite, {result.env: result.fingerprint for result in results})
+    for result in results:
+        result.save(result_path(run, result.env, result.split))
     if args.split == "unseen":
         print(board_from_runs([load_run(run)], args.suite))
     print(run)

@@ -1,6 +1,7 @@
 """Verification of environments: golden integers, disjoint splits, episodes that leak nothing."""
 
 import dataclasses
+import itertools
 import json
 import os
 from importlib import resources
@@ -15,6 +16,7 @@ from icl_bench.envs.source import EnvArgs, EpisodeSource
 from icl_bench.episodes import SPLITS
 from icl_bench.evaluation.protocol import EXTENDED_EPISODES, frozen_labels
 from icl_bench.registration import find_spec
+from icl_bench.tasks.sampler import EPISODES_PER_TASK, NUM_POINTS
 
 # Episodes whose integers are golden, and how many of their steps.
 GOLDEN_IDS = (0, 17, 2**33)
@@ -114,16 +116,19 @@ def _frozen(env_id: str, source: EpisodeSource) -> Check:
 
 
 def _pools(sources: dict[str, EpisodeSource]) -> Check:
-    """Tasks of one number in different pools: permutations agree as often as by chance."""
+    """Tasks of one number in different pools: permutations agree as often as by chance.
+
+    The splits train and seen share a pool: there they agree everywhere.
+    """
     tasks = np.arange(2000)
     rho = {split: source.sampler.permutations(tasks) for split, source in sources.items()}
     worst = 0.0
-    for a in rho:
-        for b in rho:
-            if a < b and {a, b} != {"train", "seen"}:
-                classes = rho[a].shape[1]
-                error = (1 / classes / rho[a].size) ** 0.5
-                worst = max(worst, abs((rho[a] == rho[b]).mean() - 1 / classes) / error)
+    for a, b in itertools.combinations(sorted(rho), 2):
+        if {a, b} == {"train", "seen"}:
+            sigmas = 0.0 if np.array_equal(rho[a], rho[b]) else np.inf
+        else:
+            sigmas = _sigmas((rho[a] == rho[b]).sum(axis=1), 1.0)
+        worst = max(worst, sigmas)
     return Check("pools of tasks are disjoint", worst < SIGMAS, f"at most {worst:.1f} sigma")
 
 
@@ -143,25 +148,57 @@ def _images(base: str, data_dir: str | os.PathLike[str] | None) -> Check:
 def _leaks(split: str, source: EpisodeSource) -> Check:
     """Position, the last label and the last but one predict a label no better than chance.
 
-    Given the last label y, the next one is y again with a probability that the base data set
-    fixes; among the other classes it is uniform, since permutations are.
+    Permutations are uniform, so is the label of every step over tasks. Given the last label y, the
+    next one is y again with a probability that the base data set fixes (``_repeat_rate``); among
+    the other classes it is uniform.
     """
     args = dataclasses.replace(source.args, num_tasks=None) if split == "train" else source.args
-    plan = source.make_sampler(args).plan(np.arange(LEAK_EPISODES) * 16)
+    sampler = source.make_sampler(args)
+    plan = sampler.plan(np.arange(LEAK_EPISODES) * EPISODES_PER_TASK)
     y, classes = plan.y, plan.permutation.shape[1]
-    by_position = np.stack([np.bincount(column, minlength=classes) for column in y.T]) / len(y)
-    error = ((1 - 1 / classes) / classes / len(y)) ** 0.5
-    worst = abs(by_position - 1 / classes).max() / error
+    columns = [*y.T, *plan.permutation.T]
+    worst = max(_sigmas_uniform(column, classes) for column in columns)
+    expected = _repeat_rate(sampler.labels, classes)
     for lag in (1, 2):
         shift = (y[:, lag:] - y[:, :-lag]) % classes
         # One number per episode: steps of an episode share its points and permutation.
+        again = (shift == 0).mean(axis=1)
+        worst = max(worst, _sigmas(again, expected))
         for value in range(1, classes):
             rate = (shift == value).mean(axis=1)
-            rest = (shift != 0).mean(axis=1) / (classes - 1)
-            difference = rate - rest
-            spread = difference.std() / len(y) ** 0.5 or np.inf
-            worst = max(worst, abs(difference.mean()) / spread)
+            worst = max(worst, _sigmas(rate - (1 - again) / (classes - 1), 0.0))
     return Check(f"{split}: nothing predicts a label", worst < SIGMAS, f"at most {worst:.1f} sigma")
+
+
+def _repeat_rate(labels: np.ndarray | None, classes: int) -> float:
+    """Probability that two steps of an episode have the same label."""
+    if labels is None:  # Random: the same point, or another one with the same label
+        return 1 / NUM_POINTS + (1 - 1 / NUM_POINTS) / classes
+    counts = np.bincount(labels, minlength=classes).astype(float)
+    return float((counts * (counts - 1)).sum() / (len(labels) * (len(labels) - 1)))
+
+
+def _sigmas(values: np.ndarray, expected: float) -> float:
+    """Distance of the mean of independent values from the expected one, in standard errors."""
+    distance = abs(float(values.mean()) - expected)
+    if distance < 1e-12:  # rounding, where all values are equal
+        return 0.0
+    error = float(values.std()) / len(values) ** 0.5
+    return distance / error if error else np.inf
+
+
+def _sigmas_uniform(values: np.ndarray, classes: int) -> float:
+    """Distance of independent integers below ``classes`` from the uniform law, by chi-square.
+
+    In standard errors of a normal variable with the same probability, so that it holds for few
+    and for many classes.
+    """
+    from scipy import stats
+
+    counts = np.bincount(values, minlength=classes)
+    expected = len(values) / classes
+    statistic = ((counts - expected) ** 2).sum() / expected
+    return float(stats.norm.isf(stats.chi2.sf(statistic, classes - 1) / 2))
 
 
 def write_golden(path: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None) -> None:
