@@ -15,7 +15,7 @@ import icl_bench
 from icl_bench.catalog import VIEWS
 from icl_bench.data.cache import atomic_path
 from icl_bench.data.images import MissingDataError, dataset, load_images
-from icl_bench.data.views import resize, view_stats
+from icl_bench.data.views import chunks, view_stats
 from icl_bench.evaluation import protocol
 from icl_bench.evaluation.verify import write_golden
 
@@ -38,8 +38,7 @@ def main() -> None:
                 continue
             print(f"{split}: {len(data.labels)} {data.images.shape[1:]} {data.sha256}")
             for view in VIEWS.values():
-                parts = np.array_split(data.images, max(1, len(data.images) // 2000))
-                mean, std = view_stats(np.concatenate([resize(part, view) for part in parts]))
+                mean, std = view_stats(chunks(data.images, view))
                 print(f'    "{view.name}": ({mean:.9f}, {std:.9f}),')
     if args.write_labels:
         env = icl_bench.make(f"{args.name}-Proj8-v0", split="unseen", data_dir=args.data_dir)

@@ -1,8 +1,10 @@
 """The cache folder, atomic writes and checksums."""
 
 import contextlib
+import errno
 import hashlib
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,21 @@ import numpy as np
 from jaxtyping import UInt8
 
 CACHE_VARIABLE = "ICL_BENCH_CACHE"
+
+# What a full, read-only, forbidden or impossible folder answers.
+_UNWRITABLE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+}
 
 
 def cache_dir() -> Path:
@@ -33,34 +50,49 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: If the folder cannot be written or is full, naming it and the way out.
     """
     path = Path(path)
-    temporary: Path | None = None
+    temporary = path.with_name(f".{path.stem}-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent
-        )
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's files are private
-        temporary.replace(path)
+        with _says_where(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Not by tempfile, whose files are private: this one has a new file's permissions.
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):  # already renamed, or never made
+            temporary.unlink()
+
+
+@contextlib.contextmanager
+def scratch_folder(parent: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary folder in ``parent``, removed with all it holds when the block ends.
+
+    Raises:
+        OSError: If the parent cannot be written or is full, naming it and the way out.
+    """
+    parent = Path(parent)
+    with _says_where(parent / "scratch"):
+        parent.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(prefix=".scratch-", dir=parent)
+    with scratch as folder:
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def _says_where(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise  # not from writing: a file that is missing, a network
         raise OSError(
             error.errno,
             f"cannot write {path.name} in {path.parent} ({error.strerror or error}): free some "
-            f"space, or choose a writable folder ({CACHE_VARIABLE} sets the cache folder)",
+            f"space or choose a writable folder; {CACHE_VARIABLE}, now {cache_dir()}, sets the "
+            "cache folder",
         ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
@@ -69,9 +101,7 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sha256_arrays(
-    images: UInt8[np.ndarray, "N *shape"], labels: UInt8[np.ndarray, " N"]
-) -> str:
+def sha256_arrays(images: UInt8[np.ndarray, "N *shape"], labels: UInt8[np.ndarray, " N"]) -> str:
     """SHA-256 of canonical arrays: shape of the images as text, their bytes, the labels' bytes."""
     digest = hashlib.sha256("x".join(map(str, images.shape)).encode() + b"\n")
     digest.update(np.ascontiguousarray(images).data)

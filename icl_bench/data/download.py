@@ -1,14 +1,16 @@
 """Downloads, only when asked for: torchvision first, Hugging Face ``datasets`` second."""
 
+import contextlib
 import os
-import tempfile
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from icl_bench.catalog import DataSet, DataSplit
-from icl_bench.data.cache import atomic_path, cache_dir, sha256_arrays
+from icl_bench.data.cache import atomic_path, cache_dir, scratch_folder, sha256_arrays
 from icl_bench.data.images import DataError, check_arrays, dataset, load_images
 from icl_bench.data.torchvision_compat import import_torchvision
 
@@ -21,6 +23,11 @@ HUGGING_FACE: dict[str, tuple[str, str | None]] = {
     "SVHN": ("ufldl-stanford/svhn", "cropped_digits"),
 }
 
+# Seconds without a byte until a mirror counts as dead; torchvision itself would wait for ever.
+TIMEOUT = 60.0
+
+Arrays = tuple[np.ndarray, np.ndarray, str]  # images, labels, where they come from
+
 
 class DownloadError(OSError):
     """Every source failed, with each one's reason and the way out."""
@@ -28,6 +35,9 @@ class DownloadError(OSError):
 
 def download(name: str, data_dir: str | os.PathLike[str] | None = None) -> list[Path]:
     """Get both splits of a data set and write them as ``images/<Name>/<split>.npz``.
+
+    Arrays are checked like those of any file (checksum where pinned, else number and size of the
+    images); the file also notes its source. What is there already and sound is left as it is.
 
     Args:
         name: Data set.
@@ -37,8 +47,9 @@ def download(name: str, data_dir: str | os.PathLike[str] | None = None) -> list[
         The files; an empty list where there is nothing to download.
 
     Raises:
-        ValueError: For an unknown data set, or the user's own.
+        ValueError: For an unknown data set, the user's own, or a damaged file in the place.
         DownloadError: If no source works.
+        OSError: If the folder cannot be written.
     """
     row = dataset(name)
     if row.source in ("embedded", "synthetic"):
@@ -46,29 +57,26 @@ def download(name: str, data_dir: str | os.PathLike[str] | None = None) -> list[
     if row.source == "user":
         raise ValueError(f"{name} is your own data set: there is nowhere to download it from")
     root = Path(data_dir).expanduser() if data_dir else cache_dir()
-    return [_download_split(row, split, root) for split in ("train", "test")]
+    folder = root / "images" / row.name
+    with scratch_folder(root) as scratch:  # one for both splits: most archives hold the two
+        return [_download_split(row, split, folder, scratch) for split in ("train", "test")]
 
 
-def _download_split(row: DataSet, split: DataSplit, root: Path) -> Path:
-    path = root / "images" / row.name / f"{split}.npz"
+def _download_split(row: DataSet, split: DataSplit, folder: Path, scratch: Path) -> Path:
+    path = folder / f"{split}.npz"
     if path.is_file():
-        load_images(row.name, split, root)  # says so if it is damaged
+        load_images(row.name, split, folder.parents[1])  # says so if it is damaged
         return path
     reasons = []
-    for source in (_torchvision, _hugging_face):
+    for get in (_torchvision, _hugging_face):
         try:
-            images, labels = source(row, split)
-            check_arrays(images, labels, row.num_classes, f"{row.name} {split}")
-            found, pinned = sha256_arrays(images, labels), row.sha256.get(split)
-            if pinned is not None and found != pinned:
-                raise DataError(f"SHA-256 of the arrays is {found}, expected {pinned}")
-            if len(images) != row.counts[split]:
-                raise DataError(f"{len(images)} images, expected {row.counts[split]}")
+            images, labels, source = get(row, split, scratch)
+            _check(row, split, images, labels, source)
         except Exception as error:  # sources raise whatever their network libraries raise
-            reasons.append(f"{source.__name__.strip('_')}: {type(error).__name__}: {error}")
+            reasons.append(f"{get.__name__.strip('_')}: {type(error).__name__}: {error}")
             continue
         with atomic_path(path) as temporary:
-            np.savez_compressed(temporary, images=images, labels=labels)
+            np.savez_compressed(temporary, images=images, labels=labels, source=np.array(source))
         return path
     raise DownloadError(
         f"could not download the {split} split of {row.name} ({'; '.join(reasons)}). Try again "
@@ -76,32 +84,51 @@ def _download_split(row: DataSet, split: DataSplit, root: Path) -> Path:
     )
 
 
-def _torchvision(row: DataSet, split: DataSplit) -> tuple[np.ndarray, np.ndarray]:
+def _check(
+    row: DataSet, split: DataSplit, images: np.ndarray, labels: np.ndarray, source: str
+) -> None:
+    check_arrays(images, labels, row.num_classes, source)
+    expected = (row.counts[split], *row.image_shape)
+    if images.shape != expected:
+        raise DataError(f"{source}: images {images.shape}, expected {expected}")
+    found, pinned = sha256_arrays(images, labels), row.sha256.get(split)
+    if pinned is not None and found != pinned:
+        raise DataError(f"{source}: SHA-256 of the arrays is {found}, expected {pinned}")
+
+
+def _torchvision(row: DataSet, split: DataSplit, scratch: Path) -> Arrays:
     """By torchvision, which verifies its archives by checksum before reading them."""
-    import_torchvision()
+    version = import_torchvision().__version__
     import torchvision.datasets
 
     kind = getattr(torchvision.datasets, row.name)
-    cache = cache_dir()
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="download-", dir=cache) as folder:
-        which: dict[str, Any] = {"split": split} if row.name == "SVHN" else {
-            "train": split == "train"
-        }
-        data = kind(folder, download=True, **which)
-        images = np.asarray(data.data)
-        labels = np.asarray(data.labels if row.name == "SVHN" else data.targets)
-    if row.name == "SVHN":
+    which: dict[str, Any] = {"split": split} if row.name == "SVHN" else {"train": split == "train"}
+    with _dead_after(TIMEOUT):
+        data = kind(scratch, download=True, **which)
+    images = np.asarray(data.data)
+    labels = np.asarray(data.labels if row.name == "SVHN" else data.targets)
+    if row.name == "SVHN":  # [N, 3, 32, 32]
         images = images.transpose(0, 2, 3, 1)
-    return np.ascontiguousarray(images), labels.astype(np.uint8)
+    return np.ascontiguousarray(images), labels.astype(np.uint8), f"torchvision {version}"
 
 
-def _hugging_face(row: DataSet, split: DataSplit) -> tuple[np.ndarray, np.ndarray]:
-    """By Hugging Face ``datasets``."""
+def _hugging_face(row: DataSet, split: DataSplit, _: Path) -> Arrays:
+    """By Hugging Face ``datasets``, which keeps its archives in its own cache folder."""
     import datasets
 
     repository, configuration = HUGGING_FACE[row.name]
     data = datasets.load_dataset(repository, configuration, split=split)
     image = "image" if "image" in data.column_names else "img"
-    images = np.stack([np.asarray(example, dtype=np.uint8) for example in data[image]])
-    return images, np.asarray(data["label"], dtype=np.uint8)
+    images = np.stack([np.asarray(example[image], dtype=np.uint8) for example in data])
+    return images, np.asarray(data["label"], dtype=np.uint8), f"Hugging Face {repository}"
+
+
+@contextlib.contextmanager
+def _dead_after(seconds: float) -> Iterator[None]:
+    """A time limit for sockets that have none of their own."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(before or seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

@@ -24,7 +24,7 @@ from icl_bench.data.cache import cache_dir, sha256_arrays
 
 DATA_VARIABLE = "ICL_BENCH_DATA"
 
-# Size of the test split of Digits, the last images of the set.
+# Size of the test split of Digits: the last images of the set.
 DIGITS_TEST = 500
 
 
@@ -38,7 +38,7 @@ class MissingDataError(FileNotFoundError):
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """One split of a base data set.
+    """One split of a base data set; its arrays are shared and read-only.
 
     Attributes:
         images: Grey or colour pixels.
@@ -51,6 +51,11 @@ class Images:
     labels: UInt8[np.ndarray, " N"]
     sha256: str
     origin: str
+
+    def __post_init__(self) -> None:
+        """Protect the arrays: every reader of the process gets the same ones."""
+        self.images.setflags(write=False)
+        self.labels.setflags(write=False)
 
 
 _user_rows: dict[str, DataSet] = {}
@@ -117,45 +122,65 @@ def load_images(
 def _load_file(name: str, split: DataSplit, path: Path, size: int, mtime: int) -> Images:
     """Read and check a file; kept in memory as long as the file does not change."""
     row = dataset(name)
-    images, labels = read_npz(path)
-    check_arrays(images, labels, row.num_classes, str(path))
-    expected = row.counts.get(split)
-    if images.shape[1:] != row.image_shape or (expected and len(images) != expected):
+    try:
+        images, labels, source = read_npz(path)
+        check_arrays(images, labels, row.num_classes, str(path))
+        found, pinned = sha256_arrays(images, labels), row.sha256.get(split)
+        if pinned is not None and found != pinned:
+            raise DataError(
+                f"{path} is not the {split} split of {row.name}: SHA-256 of its arrays is {found}"
+                f"{_known_as(found)}, expected {pinned}"
+            )
+        expected = (row.counts.get(split, len(images)), *row.image_shape)
+        if images.shape != expected:
+            raise DataError(
+                f"{path} is not the {split} split of {row.name}: images {images.shape}, expected "
+                f"{expected}"
+            )
+    except DataError as error:
         raise DataError(
-            f"{path} is not the {split} split of {row.name}: images {images.shape}, expected "
-            f"{(expected, *row.image_shape)}; {_way_out(row)}"
-        )
-    found, pinned = sha256_arrays(images, labels), row.sha256.get(split)
-    if pinned is not None and found != pinned:
-        raise DataError(
-            f"{path} is not the {split} split of {row.name}: SHA-256 of its arrays is {found}, "
-            f"expected {pinned}; {_way_out(row)}"
-        )
-    return Images(images, labels, found, str(path))
+            f"{error}; remove the file and run `icl-bench download {row.name}`"
+        ) from error.__cause__
+    return Images(images, labels, found, f"{path}{source and f', from {source}'}")
 
 
-def _way_out(row: DataSet) -> str:
-    return f"remove the file and run `icl-bench download {row.name}`"
+def _known_as(sha256: str) -> str:
+    """What arrays with this checksum are, if the catalog knows them."""
+    known = [
+        f"{row.name} {s}" for row in DATASETS for s, pin in row.sha256.items() if pin == sha256
+    ]
+    return f" (that of {known[0]})" if known else ""
 
 
-def read_npz(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The arrays ``images`` and ``labels`` of a file, uint8 and without pickles.
+def read_npz(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray, str]:
+    """The arrays ``images`` and ``labels`` of a file, without pickles, and where they come from.
+
+    The source is what ``download`` noted in the file as ``source``; else empty.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        DataError: If it cannot be read, naming the file.
+        OSError: If there is no such file or it must not be read.
+        DataError: If it cannot be understood, naming the file.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return archive["images"], archive["labels"]
-    except FileNotFoundError:
+            source = str(archive["source"]) if "source" in archive else ""
+            return archive["images"], archive["labels"], source
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
     except KeyError as error:
-        raise DataError(f"{path} lacks an array: {error.args[0]}") from error
-    except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} lacks the arrays images and labels: {error.args[0]}") from error
+    except (
+        ValueError,
+        OSError,
+        EOFError,
+        TypeError,
+        RuntimeError,  # also NotImplementedError: an unknown or encrypted kind of zip
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise DataError(
-            f"{path} is truncated, corrupt or no npz file without pickles ({error}): remove it "
-            "and get it again"
+            f"{path} is truncated, corrupt or no npz file without pickles "
+            f"({type(error).__name__}: {error})"
         ) from error
 
 
@@ -177,7 +202,7 @@ def check_arrays(images: np.ndarray, labels: np.ndarray, num_classes: int, where
 
 @functools.cache
 def _digits(split: DataSplit) -> Images:
-    """Digits of scikit-learn, 0 … 16 scaled to 0 … 255 (rounded); the last 500 are the test split."""
+    """Digits of scikit-learn; v in 0 … 16 becomes round(v · 255 / 16), nearly v / 16 after ÷255."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
@@ -211,29 +236,25 @@ def register_dataset(
         raise ValueError(f"there is a data set {name} already: choose another name")
     if (npz is None) == (arrays is None):
         raise ValueError("give either npz= (a folder or files) or arrays=")
-    given: dict[str, tuple[np.ndarray, np.ndarray, str]] = {}
+    raw: list[tuple[str, Any, Any, str]] = []  # split, images, labels, where they are from
     if arrays is not None:
-        for split, (images, labels) in arrays.items():
-            given[split] = (_uint8(images, "images"), _uint8(labels, "labels"), f"{name} {split}")
-    elif isinstance(npz, Mapping):
-        for split, path in npz.items():
-            given[split] = (*read_npz(path), str(path))
+        raw = [(split, *pair, f"{name} {split}") for split, pair in arrays.items()]
     else:
-        assert npz is not None
-        found = [s for s in ("train", "test") if (Path(npz) / f"{s}.npz").is_file()]
-        if not found:
-            raise MissingDataError(f"neither train.npz nor test.npz in {npz}")
-        for split in found:
-            path = Path(npz) / f"{split}.npz"
-            given[split] = (*read_npz(path), str(path))
-    if not given or not set(given) <= {"train", "test"}:
-        raise ValueError(f"splits are train and test, not {', '.join(given) or 'none'}")
+        raw = [(split, *read_npz(path)[:2], str(path)) for split, path in _npz_files(npz).items()]
+    given: dict[DataSplit, tuple[np.ndarray, np.ndarray, str]] = {}
+    for split, images, labels, where in raw:
+        if split not in ("train", "test"):
+            raise ValueError(f"{name}: splits are train and test, not {split!r}")
+        pixels, classes_of = _uint8(images, f"{where}: images"), _uint8(labels, f"{where}: labels")
+        given["train" if split == "train" else "test"] = (pixels, classes_of, where)
+    if not given:
+        raise ValueError(f"{name}: no split given; give train, test or both")
     classes = num_classes
     if classes is None:
         classes = max(int(labels.max(initial=0)) for _, labels, _ in given.values()) + 1
     if not 2 <= classes <= 256:
         raise ValueError(f"{name}: the number of classes must be in [2, 256], not {classes}")
-    loaded = {}
+    loaded: dict[DataSplit, Images] = {}
     for split, (images, labels, where) in given.items():
         check_arrays(images, labels, classes, where)
         loaded[split] = Images(images, labels, sha256_arrays(images, labels), where)
@@ -246,8 +267,8 @@ def register_dataset(
         source="user",
         num_classes=classes,
         image_shape=shapes.pop(),
-        counts={s: len(part.labels) for s, part in loaded.items()},  # type: ignore[misc]
-        sha256={s: part.sha256 for s, part in loaded.items()},  # type: ignore[misc]
+        counts={s: len(part.labels) for s, part in loaded.items()},
+        sha256={s: part.sha256 for s, part in loaded.items()},
         stats=dict.fromkeys(VIEWS),
         stats_split="train" if "train" in loaded else "test",
         licence=licence,
@@ -258,11 +279,22 @@ def register_dataset(
     return row
 
 
+def _npz_files(npz: Any) -> Mapping[str, str | os.PathLike[str]]:
+    """Files by split, of a folder or as given."""
+    if isinstance(npz, Mapping):
+        return npz
+    folder = Path(npz).expanduser()
+    found = {s: folder / f"{s}.npz" for s in ("train", "test") if (folder / f"{s}.npz").is_file()}
+    if not found:
+        raise MissingDataError(f"neither train.npz nor test.npz in {folder}")
+    return found
+
+
 def _uint8(values: Any, what: str) -> np.ndarray:
     """A copy as uint8; integers that fit are taken, anything else is refused."""
-    array = np.array(values.cpu() if hasattr(values, "cpu") else values)
+    array = np.array(values.detach().cpu() if hasattr(values, "detach") else values)
     if array.dtype.kind not in "iu":
-        raise DataError(f"{what} must be integers (images 0 … 255), not {array.dtype}")
+        raise DataError(f"{what} must be integers, not {array.dtype}")
     if array.size and (array.min() < 0 or array.max() > 255):
         raise DataError(f"{what} must be in [0, 255]: found {array.min()} … {array.max()}")
-    return array.astype(np.uint8)
+    return array.astype(np.uint8, order="C")

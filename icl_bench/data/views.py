@@ -9,7 +9,9 @@ import dataclasses
 import functools
 import json
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -27,6 +29,9 @@ FORMAT = 1
 
 _CHUNK = 2048
 
+# Below a single grey level in 10^6 pixels: rounding noise of equal pixels.
+_SMALLEST_STD = 1e-6
+
 
 @dataclasses.dataclass(frozen=True)
 class ViewData:
@@ -39,6 +44,7 @@ class ViewData:
         mean: Mean of all pixels of ``stats_split``.
         std: Their standard deviation.
         stats_split: The split that mean and standard deviation come from.
+        sha256: Checksum of the split's canonical arrays.
     """
 
     pixels: Float[np.ndarray, "N P"]
@@ -47,14 +53,15 @@ class ViewData:
     mean: float
     std: float
     stats_split: DataSplit
+    sha256: str
 
 
 def resize(images: UInt8[np.ndarray, "N *shape"], view: View) -> Float[np.ndarray, "N P"]:
     """Images in a view, float32 in [0, 1], without copies of grey channels."""
-    x = torch.from_numpy(np.ascontiguousarray(images)).to(torch.float32) / 255
+    x = torch.from_numpy(images.astype(np.float32)) / 255
     x = x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2)
     if x.shape[1] == 3 and view.channels == 1:
-        x = torch.einsum("nchw,c->nhw", x, torch.tensor(LUMA))[:, None]
+        x = LUMA[0] * x[:, :1] + LUMA[1] * x[:, 1:2] + LUMA[2] * x[:, 2:]
     if x.shape[2:] != (view.height, view.width):
         x = torch.nn.functional.interpolate(
             x, (view.height, view.width), mode="bilinear", antialias=True, align_corners=False
@@ -62,101 +69,106 @@ def resize(images: UInt8[np.ndarray, "N *shape"], view: View) -> Float[np.ndarra
     return x.flatten(1).contiguous().numpy()
 
 
+def chunks(images: UInt8[np.ndarray, "N *shape"], view: View) -> Iterator[Float[np.ndarray, "n P"]]:
+    """``resize`` of all images, some at a time: a whole view may not fit into memory."""
+    for start in range(0, len(images), _CHUNK):
+        yield resize(images[start : start + _CHUNK], view)
+
+
+def view_stats(parts: Iterable[Float[np.ndarray, "_ P"]]) -> Stats:
+    """Mean and standard deviation of all pixels, summed in float64."""
+    count, total, square = 0, 0.0, 0.0
+    for part in parts:
+        values = part.astype(np.float64)
+        count += values.size
+        total += float(values.sum())
+        square += float((values**2).sum())
+    mean = total / count
+    return mean, max(0.0, square / count - mean**2) ** 0.5
+
+
 def load_view(
     name: str, split: DataSplit, view: View, data_dir: str | os.PathLike[str] | None = None
 ) -> ViewData:
     """One split in one view, from the cache or made now.
 
+    Mean and standard deviation are the catalog's where pinned, else those of the data set's
+    ``stats_split``.
+
     Raises:
-        ValueError, FileNotFoundError: As ``load_images``.
+        ValueError, FileNotFoundError: As ``load_images``; also if all pixels are equal.
         OSError: If the cache folder cannot be written, naming it and the way out.
     """
-    images = load_images(name, split, data_dir)
-    stats, stats_split = _stats(name, view, data_dir)
+    images, row = load_images(name, split, data_dir), dataset(name)
+    pixels, stats = _stored(name, split, view, images)
+    pinned = row.stats.get(view.name)
+    if pinned is not None:
+        stats = pinned
+    elif row.stats_split != split:
+        reference = load_images(name, row.stats_split, data_dir)
+        stats = _stored(name, row.stats_split, view, reference)[1]
+    if stats[1] < _SMALLEST_STD:
+        raise ValueError(f"all pixels of {name} ({row.stats_split}) are equal: nothing to learn")
     stored = 3 if images.images.ndim == 4 and view.channels == 3 else 1
     return ViewData(
-        pixels=_pixels(name, split, view, images),
+        pixels=pixels,
         copies=view.channels // stored,
         labels=images.labels,
         mean=stats[0],
         std=stats[1],
-        stats_split=stats_split,
+        stats_split=row.stats_split,
+        sha256=images.sha256,
     )
 
 
-def view_stats(pixels: Float[np.ndarray, "N P"]) -> Stats:
-    """Mean and standard deviation of all pixels, summed in float64."""
-    total, square = 0.0, 0.0
-    for start in range(0, len(pixels), _CHUNK):
-        part = pixels[start : start + _CHUNK].astype(np.float64)
-        total += float(part.sum())
-        square += float((part**2).sum())
-    mean = total / pixels.size
-    return mean, (square / pixels.size - mean**2) ** 0.5
-
-
-def _stats(
-    name: str, view: View, data_dir: str | os.PathLike[str] | None
-) -> tuple[Stats, DataSplit]:
-    row = dataset(name)
-    pinned = row.stats.get(view.name)
-    if pinned is not None:
-        return pinned, row.stats_split
-    images = load_images(name, row.stats_split, data_dir)
-    found = _computed_stats(name, row.stats_split, view, images.sha256, data_dir)
-    if found[1] == 0:
-        raise ValueError(f"all pixels of {name} ({row.stats_split}) are equal: nothing to learn")
-    return found, row.stats_split
-
-
-@functools.lru_cache(maxsize=64)
-def _computed_stats(
-    name: str,
-    split: DataSplit,
-    view: View,
-    sha256: str,
-    data_dir: str | os.PathLike[str] | None,
-) -> Stats:
-    return view_stats(_pixels(name, split, view, load_images(name, split, data_dir)))
-
-
-def _pixels(
+def _stored(
     name: str, split: DataSplit, view: View, images: Images
-) -> Float[np.ndarray, "N P"]:
+) -> tuple[Float[np.ndarray, "N P"], Stats]:
+    """The cached file of a view, built if it is missing or damaged, and its statistics."""
     size = f"{view.height}x{view.width}x{view.channels}"
     file = f"{name}-{split}-{size}-f{FORMAT}-{images.sha256[:16]}.npy"
     path = cache_dir() / "views" / file
-    if not _is_sound(path, path.stat().st_mtime_ns if path.is_file() else -1):
-        _build(path, images, view, f"{name} {split} {size}")
+    stats = _verified(path, path.stat().st_mtime_ns) if path.is_file() else None
+    if stats is None:
+        stats = _build(path, images, view, f"{name} {split} {size}")
     # Copy-on-write: the file is never changed, and tensors made of the array may be.
     pixels: np.ndarray = np.load(path, mmap_mode="c", allow_pickle=False)
-    return pixels
+    return pixels, stats
 
 
 @functools.lru_cache(maxsize=256)
-def _is_sound(path: Path, mtime: int) -> bool:
-    """Whether a cached file is what its checksum says; asked once per process and file."""
+def _verified(path: Path, mtime: int) -> Stats | None:
+    """Statistics of a cached file if it fits its checksum; asked once per process and file."""
     try:
-        expected = json.loads(path.with_suffix(".json").read_text())["sha256"]
-        return bool(sha256_file(path) == expected)
+        note = json.loads(path.with_suffix(".json").read_text())
+        stats = float(note["mean"]), float(note["std"])
+        return stats if sha256_file(path) == note["sha256"] else None
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return None
 
 
-def _build(path: Path, images: Images, view: View, title: str) -> None:
+def _build(path: Path, images: Images, view: View, title: str) -> Stats:
     """Write a view chunk by chunk, then its checksum; processes that race write the same bytes."""
     from tqdm import tqdm
 
-    count = len(images.images)
-    width = resize(images.images[:1], view).shape[1]
+    count, width = len(images.images), resize(images.images[:1], view).shape[1]
+    quiet = None if count * width > 2**24 else True  # None: quiet unless on a terminal
+
+    def written(file: BinaryIO) -> Iterator[Float[np.ndarray, "n P"]]:
+        total = -(-count // _CHUNK)
+        parts = chunks(images.images, view)
+        for part in tqdm(parts, f"resizing {title}", total, leave=False, disable=quiet):
+            file.write(part.data)
+            yield part
+
     with atomic_path(path) as temporary:
         with temporary.open("wb") as file:
             header = {"descr": "<f4", "fortran_order": False, "shape": (count, width)}
             np.lib.format.write_array_header_1_0(file, header)
-            starts = range(0, count, _CHUNK)
-            quiet = None if count * width > 2**24 else True  # None: quiet unless on a terminal
-            for start in tqdm(starts, desc=f"resizing {title}", leave=False, disable=quiet):
-                file.write(resize(images.images[start : start + _CHUNK], view).tobytes())
+            mean, std = view_stats(written(file))
         checksum = sha256_file(temporary)
-        with atomic_path(path.with_suffix(".json")) as note:
-            note.write_text(json.dumps({"sha256": checksum, "shape": [count, width]}))
+    # After the array: one without its note is built again, a note without its array is nothing.
+    with atomic_path(path.with_suffix(".json")) as temporary:
+        note = {"sha256": checksum, "shape": [count, width], "mean": mean, "std": std}
+        temporary.write_text(json.dumps(note))
+    return mean, std
