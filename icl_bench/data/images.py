@@ -162,7 +162,8 @@ def read_npz(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray, str]
         DataError: If it cannot be understood, naming the file.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here: np.load itself would not close a file that it cannot understand.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             source = str(archive["source"]) if "source" in archive else ""
             return archive["images"], archive["labels"], source
     except (FileNotFoundError, PermissionError, IsADirectoryError):
@@ -292,7 +293,7 @@ def _npz_files(npz: Any) -> Mapping[str, str | os.PathLike[str]]:
 
 def _uint8(values: Any, what: str) -> np.ndarray:
     """A copy as uint8; integers that fit are taken, anything else is refused."""
-    array = np.array(values.detach().cpu() if hasattr(values, "detach") else values)
+    array = np.array(values.detach().cpu().numpy() if hasattr(values, "detach") else values)
     if array.dtype.kind not in "iu":
         raise DataError(f"{what} must be integers, not {array.dtype}")
     if array.size and (array.min() < 0 or array.max() > 255):
