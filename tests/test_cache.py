@@ -3,13 +3,12 @@
 import errno
 import hashlib
 import os
-import resource
 import stat
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from folders import forbidden_folder, full_disk, unprivileged
 
 from icl_bench.data import cache
 from icl_bench.data.cache import (
@@ -19,24 +18,6 @@ from icl_bench.data.cache import (
     sha256_arrays,
     sha256_file,
 )
-
-NOBODY = 65534
-
-
-@pytest.fixture
-def forbidden_folder():
-    """An empty folder that the process may read but not write, also when tests run as root."""
-    with tempfile.TemporaryDirectory() as folder:
-        os.chmod(folder, 0o555)
-        root = os.geteuid() == 0
-        if root:
-            os.seteuid(NOBODY)
-        try:
-            yield Path(folder)
-        finally:
-            if root:
-                os.seteuid(0)
-            os.chmod(folder, 0o755)
 
 
 def test_the_cache_folder_is_the_variable_then_the_users(monkeypatch) -> None:
@@ -118,28 +99,27 @@ def test_a_full_or_read_only_folder_is_named_with_the_way_out(
 
 
 def test_a_disk_that_is_full_within_the_block(tmp_path) -> None:
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
-    try:
-        with (
-            pytest.raises(OSError, match=f"cannot write big.npy in {tmp_path}.*ICL_BENCH_CACHE"),
-            atomic_path(tmp_path / "big.npy") as path,
-            path.open("wb") as file,
-        ):
-            file.write(bytes(20_000))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    def block() -> None:
+        with atomic_path(tmp_path / "big.npy") as path:
+            path.write_bytes(bytes(20_000))
+
+    with (
+        full_disk(room=10_000),
+        pytest.raises(OSError, match=f"cannot write big.npy in {tmp_path}.*ICL_BENCH_CACHE"),
+    ):
+        block()
     assert os.listdir(tmp_path) == []
 
 
-def test_a_folder_that_must_not_be_written(forbidden_folder) -> None:
-    for path in (forbidden_folder / "file", forbidden_folder / "new" / "file"):
-        with pytest.raises(PermissionError, match="ICL_BENCH_CACHE") as caught, atomic_path(path):
-            pass
-        assert str(path.parent) in str(caught.value)
-    with pytest.raises(PermissionError, match="ICL_BENCH_CACHE"), scratch_folder(forbidden_folder):
-        pass
-    assert os.listdir(forbidden_folder) == []
+def test_a_folder_that_must_not_be_written() -> None:
+    with forbidden_folder() as folder, unprivileged(folder):
+        for path in (folder / "file", folder / "new" / "file"):
+            with pytest.raises(PermissionError, match="ICL_BENCH_CACHE") as caught:
+                atomic_path(path).__enter__()
+            assert str(path.parent) in str(caught.value)
+        with pytest.raises(PermissionError, match=f"{folder}.*ICL_BENCH_CACHE"):
+            scratch_folder(folder).__enter__()
+        assert os.listdir(folder) == []
 
 
 def test_a_file_where_the_folder_should_be(tmp_path) -> None:
