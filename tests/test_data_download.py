@@ -396,7 +396,12 @@ def test_a_silent_mirror_is_given_up(cache, small, monkeypatch) -> None:
     monkeypatch.setattr(module, "TIMEOUT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:  # takes calls, never answers
         monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{server.getsockname()[1]}/"])
-        check("MNIST", pairs, download("MNIST"), cache, "Hugging Face")
+        hang_up = threading.Timer(20, lambda: server.shutdown(socket.SHUT_RDWR))
+        hang_up.start()
+        paths = download("MNIST")
+        assert hang_up.is_alive()  # given up long before
+        hang_up.cancel()
+    check("MNIST", pairs, paths, cache, "Hugging Face")
     assert socket.getdefaulttimeout() is None
 
 
