@@ -1,0 +1,1 @@
+"""Baselines: programs that make learners, one file a method: ``python -m baselines.NAME``."""

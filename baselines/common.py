@@ -1,0 +1,375 @@
+"""What every baseline shares: settings, the run folder and its log, the device, evaluation.
+
+A run folder is ``runs/<env or suite>__<name>__<seed>__<utc>/``:
+
+    config.json           the settings; ``--resume RUN`` goes on with exactly these
+    meta.json             the method for a leaderboard, versions, commit, device, fingerprints
+    metrics.jsonl         one JSON object per line; ``event`` says what kind
+    learner.safetensors   the learner's weights; the settings are in the file's header
+    results/*.parquet     one result per environment and split
+    learning_curve.png    accuracy against the number of labelled examples
+"""
+
+import contextlib
+import csv
+import dataclasses
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+import icl_bench
+from icl_bench.data.cache import atomic_path
+from icl_bench.data.images import MissingDataError
+from icl_bench.evaluation.learner import Learner
+from icl_bench.evaluation.protocol import EXTENDED_EPISODES, evaluation_fingerprint
+from icl_bench.leaderboard.entry import EntryInfo
+from icl_bench.leaderboard.runs import load_run, new_run_folder, result_path, write_meta
+from icl_bench.leaderboard.tables import board_from_runs
+from icl_bench.registration import find_spec
+from icl_bench.tasks.sampler import EPISODES_PER_TASK
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Settings of every baseline."""
+
+    preset: str = "paper"
+    """Named defaults; every other flag changes one of them."""
+    env: str = "MNIST-Proj-v0"
+    """Environment to meta-train on (where the method does); evaluated with its relatives."""
+    suite: str | None = None
+    """Evaluate on the environments of this suite instead, for instance table2-v0."""
+    seed: int = 0
+    """Meta-training seed."""
+    episodes: int = 256
+    """Frozen episodes per environment: 256 (ranked), or 1024 for the larger hand-in."""
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu, cuda or cuda:N."""
+    data_dir: str | None = None
+    """Data folder that is looked in first; see also the variable ICL_BENCH_DATA."""
+    runs: str = "runs"
+    """Folder in which the run folder is made."""
+    resume: str | None = None
+    """Run folder to go on with, in its own settings; other settings are refused."""
+
+    def check(self) -> None:
+        """Check the values; ``cli.main`` does so.
+
+        Raises:
+            ValueError: Naming the flag, its value and what it may be.
+        """
+        find_spec(self.env)
+        if self.suite is not None:
+            icl_bench.suite(self.suite)
+        require(self.seed >= 0, "seed", self.seed, "0 or more")
+        whole_tasks = self.episodes % EPISODES_PER_TASK == 0
+        require(
+            whole_tasks and 2 * EPISODES_PER_TASK <= self.episodes <= EXTENDED_EPISODES,
+            "episodes",
+            self.episodes,
+            f"a multiple of {EPISODES_PER_TASK} from {2 * EPISODES_PER_TASK} to "
+            f"{EXTENDED_EPISODES}",
+        )
+        resolve_device(self.device)
+
+    @property
+    def envs(self) -> tuple[str, ...]:
+        """Environments to evaluate on: the suite's, or ``env`` and its cross-dataset relatives."""
+        if self.suite is not None:
+            return icl_bench.suite(self.suite).envs
+        return (self.env, *icl_bench.cross(self.env))
+
+
+# Settings that say where a run is computed, not what: they may change when it is resumed.
+PLACES = frozenset({"resume", "runs", "data_dir", "device"})
+
+Config = typing.TypeVar("Config", bound=RunConfig)
+
+
+def portable(config: Config) -> Config:
+    """The same settings without what is only true of one machine or folder."""
+    default = type(config)()
+    return dataclasses.replace(config, **{name: getattr(default, name) for name in PLACES})
+
+
+def require(holds: bool, name: str, value: object, wanted: str) -> None:
+    """Raise a ValueError that names a flag, its value and what it must be, unless it holds."""
+    if not holds:
+        raise ValueError(f"--{name.replace('_', '-')} must be {wanted}, not {value}")
+
+
+def positive(value: float | int) -> bool:
+    """Whether a number is finite and above 0."""
+    return math.isfinite(value) and value > 0
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that a setting names.
+
+    Raises:
+        ValueError: If it is no device, or one that this machine lacks.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device must be auto, cpu, cuda or cuda:N, not {name!r}") from error
+    require(device.type in ("cpu", "cuda"), "device", repr(name), "auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise ValueError(f"--device {name}: this PyTorch sees {count} CUDA devices; try cpu")
+    return device
+
+
+def config_to_json(config: RunConfig) -> str:
+    """Settings as JSON.
+
+    Raises:
+        ValueError: If they would not come back the same.
+    """
+    text = json.dumps(dataclasses.asdict(config), indent=2, allow_nan=False) + "\n"
+    if config_from_json(type(config), text) != config:
+        raise ValueError("the settings do not survive a round trip through JSON")
+    return text
+
+
+def config_from_json(kind: type[Config], text: str) -> Config:
+    """Settings from JSON; lists come back as tuples.
+
+    Raises:
+        ValueError: If fields are missing or unknown, naming them.
+    """
+    values = json.loads(text)
+    names = {field.name for field in dataclasses.fields(kind)}
+    if set(values) != names:
+        raise ValueError(f"settings differ in {', '.join(sorted(set(values) ^ names))}")
+    lists: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in values.items()
+    }
+    return kind(**lists)
+
+
+class JsonlLog:
+    """``metrics.jsonl``: one JSON object per line, on disk as soon as it is written.
+
+    Every line has ``event`` and ``wall_s``, the seconds since this process opened the run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._start = time.monotonic()
+
+    def write(self, event: str, **values: Any) -> None:
+        """Append one line.
+
+        Raises:
+            ValueError: If a number is not finite.
+        """
+        line = {"event": event, "wall_s": round(time.monotonic() - self._start, 3)} | values
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read(self) -> list[dict[str, Any]]:
+        """All lines but one that a kill cut short."""
+        if not self.path.exists():
+            return []
+        text = self.path.read_bytes()
+        return [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
+
+    def cut(self, keep: Callable[[dict[str, Any]], bool]) -> None:
+        """Keep some lines of a run that goes on: not those that it will write again.
+
+        A line that a kill cut short goes too.
+        """
+        lines = [line for line in self.read() if keep(line)]
+        with atomic_path(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """An open run.
+
+    Attributes:
+        path: The folder.
+        config: The settings it was begun with.
+        log: Its log.
+        device: Where it is computed.
+    """
+
+    path: Path
+    config: RunConfig
+    log: JsonlLog
+    device: torch.device
+
+
+@contextlib.contextmanager
+def open_run(config: RunConfig, entry: EntryInfo, program: str) -> Iterator[RunFolder]:
+    """Make the run folder, or open the one to resume; an interrupt says how to go on.
+
+    Writes ``config.json`` and ``meta.json``, and an event ``open`` to the log; of a resumed run,
+    says what has changed since.
+
+    Args:
+        config: The settings; of a resumed run those that it was begun with.
+        entry: About the method.
+        program: How it is run, for instance ``python -m baselines.sgd``.
+
+    Raises:
+        FileExistsError: If the folder exists already.
+        ValueError: If the run to resume is about environments of another version.
+    """
+    if config.resume is None:
+        path = new_run_folder(config.runs, config.suite or config.env, entry.name, config.seed)
+        with atomic_path(path / "config.json") as temporary:
+            temporary.write_text(config_to_json(config))
+    else:
+        path = Path(config.resume)
+    run = RunFolder(path, config, JsonlLog(path / "metrics.jsonl"), resolve_device(config.device))
+    try:
+        _write_meta(run, entry)
+        yield run
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; go on with: {program} --resume {path}", file=sys.stderr)
+        raise
+
+
+def _write_meta(run: RunFolder, entry: EntryInfo) -> None:
+    path = run.path / "meta.json"
+    old = json.loads(path.read_text()) if path.exists() else None
+    fingerprints = {env: evaluation_fingerprint(env) for env in run.config.envs}
+    if old is not None and old.get("fingerprints") != fingerprints:
+        raise ValueError(
+            f"{run.path} was begun with environments of another version: start a new run"
+        )
+    more = {"commit": _commit(), "device": str(run.device), "threads": torch.get_num_threads()}
+    write_meta(run.path, entry, run.config.suite, fingerprints, **more)
+    run.log.cut(lambda _: True)
+    run.log.write("open", resumed=run.config.resume is not None, **more)
+    new = json.loads(path.read_text())
+    for key in ("versions", *more):
+        if old is not None and old.get(key) != new[key]:
+            print(
+                f"warning: {key} changed since {run.path} was begun, so that numbers may differ "
+                f"in their last digits: {old.get(key)} → {new[key]}",
+                file=sys.stderr,
+            )
+
+
+def envs_at_hand(config: RunConfig) -> tuple[str, ...]:
+    """The environments to evaluate on whose data are at hand; names the others on stderr.
+
+    Raises:
+        MissingDataError: If there is none.
+    """
+    found = []
+    for env in config.envs:
+        try:
+            icl_bench.make(env, split="unseen", data_dir=config.data_dir)
+        except MissingDataError as error:
+            print(f"skipped {env}: {error}", file=sys.stderr)
+        else:
+            found.append(env)
+    if not found:
+        raise MissingDataError("no data set was at hand; `icl-bench download` gets them")
+    return tuple(found)
+
+
+def entry(config: RunConfig, **fields: Any) -> EntryInfo:
+    """What the run folder says about a method, filled up for one that meta-trains nothing."""
+    device = resolve_device(config.device)
+    gpu = device.type == "cuda"
+    common: dict[str, Any] = {
+        "authors": "icl_bench",
+        "deterministic": False,
+        "meta_train": None,
+        "meta_train_kwargs": {},
+        "seed": config.seed,
+        "parameters": 0,
+        "hardware": torch.cuda.get_device_name(device) if gpu else f"CPU ({platform.machine()})",
+        "gpu_hours": 0.0,
+        "external_data": "none",
+    }
+    return EntryInfo(**common | fields)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file; none if there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Write rows with the same columns as CSV; atomic."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def save_learner(path: Path, tensors: Mapping[str, torch.Tensor], config: RunConfig) -> None:
+    """Write weights with the settings that made them in the header; atomic."""
+    # One key: safetensors writes several in any order.
+    header = {"config": config_to_json(portable(config))}
+    with atomic_path(path) as temporary:
+        save_file(dict(tensors), temporary, metadata=header)
+
+
+def evaluate_run(run: RunFolder, learner: Learner, envs: Sequence[str]) -> list[icl_bench.Result]:
+    """Evaluate on unseen tasks of these environments; what is done already is kept.
+
+    Writes each result as soon as it is there, then ``learning_curve.png``, and prints the
+    accuracies at the last step with their 95 % intervals (bootstrap clustered on tasks).
+    """
+    from icl_bench.evaluation.plots import plot_learning_curves
+
+    done = {result.env for result in load_run(run.path).results}
+    run.log.cut(lambda line: line["event"] != "result" or line["env"] in done)
+    for env in envs:
+        if env in done:
+            continue
+        result = icl_bench.evaluate(
+            learner,
+            env,
+            num_episodes=run.config.episodes,
+            progress=True,
+            device=str(run.device),
+            data_dir=run.config.data_dir,
+        )
+        # The line first: one without its result is cut when the run is resumed.
+        run.log.write("result", env=env, split="unseen", accuracy=result.accuracy())
+        result.save(result_path(run.path, env, "unseen"))
+    whole = load_run(run.path)
+    curves = {whole.entry.title: {result.env: [result] for result in whole.results}}
+    plot_learning_curves(curves, run.path / "learning_curve.png")
+    print(board_from_runs([whole], run.config.suite))
+    print(f"\n{run.path}")
+    return list(whole.results)
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that runs, with ``-dirty`` where files differ; None outside of one."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        made = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return made.stdout.strip()
