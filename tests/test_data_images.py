@@ -354,6 +354,7 @@ BAD = {
     "either npz": {},
     "or arrays": {"npz": "folder", "arrays": {"test": TEST}},
     "no split given": {"arrays": {}},
+    "Bad test: give the pair (images, labels)": {"arrays": {"test": IMAGES}},
     "splits are train and test, not 'validation'": {"arrays": {"validation": TEST}},
     "Bad test: images must be integers, not float64": {"arrays": {"test": (IMAGES / 255, LABELS)}},
     "Bad test: labels must be integers, not float64": {
