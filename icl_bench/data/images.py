@@ -239,9 +239,9 @@ def register_dataset(
         raise ValueError("give either npz= (a folder or files) or arrays=")
     raw: list[tuple[str, Any, Any, str]] = []  # split, images, labels, where they are from
     if arrays is not None:
-        for split, pair in arrays.items():
+        for which, pair in arrays.items():
             if not isinstance(pair, tuple | list) or len(pair) != 2:
-                raise ValueError(f"{name} {split}: give the pair (images, labels)")
+                raise ValueError(f"{name} {which}: give the pair (images, labels)")
         raw = [(split, *pair, f"{name} {split}") for split, pair in arrays.items()]
     else:
         raw = [(split, *read_npz(path)[:2], str(path)) for split, path in _npz_files(npz).items()]
