@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from icl_bench import __version__
+from icl_bench.episodes import SPLITS
 from icl_bench.leaderboard.cli import add_parsers
 
 DESCRIPTION = """\
@@ -94,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sample.add_argument("id", metavar="ID")
     sample.add_argument("--out", type=Path, required=True, help="picture to write, .png")
-    sample.add_argument("--split", default="train", help="train, val, seen or unseen (%(default)s)")
+    sample.add_argument("--split", default="train", choices=SPLITS, help="(%(default)s)")
     sample.add_argument("--episode", type=int, default=0, help="episode id (%(default)s)")
     sample.add_argument("--steps", type=int, default=40, help="examples to draw (%(default)s)")
     sample.add_argument("--data-dir", help="data folder")
@@ -125,7 +126,7 @@ A learner is chance, 1-nn, logistic-regression, or module:name of your own calla
     where = evaluate.add_mutually_exclusive_group(required=True)
     where.add_argument("--env", metavar="ID", help="one environment")
     where.add_argument("--suite", metavar="SUITE", help="all environments of a suite")
-    evaluate.add_argument("--split", default="unseen", help="val, seen or unseen (%(default)s)")
+    evaluate.add_argument("--split", default="unseen", choices=SPLITS[1:], help="(%(default)s)")
     evaluate.add_argument(
         "--episodes",
         type=int,
@@ -303,8 +304,8 @@ def _learner(name: str, num_classes: int, device: str) -> Any:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from icl_bench import make
     from icl_bench.data.images import MissingDataError
+    from icl_bench.envs.source import EnvArgs, EpisodeSource
     from icl_bench.evaluation.learner import REFERENCES
     from icl_bench.evaluation.protocol import evaluate, suite
     from icl_bench.leaderboard.entry import EntryInfo
@@ -338,7 +339,9 @@ def _evaluate(args: argparse.Namespace) -> int:
     at_hand = []
     for env in envs:  # all of them first, so that nothing is computed in vain
         try:
-            make(env, split=args.split, device=args.device, data_dir=args.data_dir)
+            EpisodeSource(
+                env, EnvArgs(split=args.split), device=args.device, data_dir=args.data_dir
+            )
         except MissingDataError as error:
             if args.missing == "error":
                 raise
