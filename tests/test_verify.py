@@ -3,6 +3,8 @@
 import copy
 import dataclasses
 import itertools
+import json
+from importlib import resources
 
 import gymnasium
 import numpy as np
@@ -13,7 +15,7 @@ from icl_bench import registration
 from icl_bench.data import images
 from icl_bench.data.images import MissingDataError
 from icl_bench.evaluation import verify as module
-from icl_bench.evaluation.verify import verify
+from icl_bench.evaluation.verify import verify, write_golden
 from icl_bench.tasks import projection
 from icl_bench.tasks.sampler import TaskSampler
 
@@ -240,3 +242,19 @@ def test_one_other_frozen_label_is_reported(monkeypatch) -> None:
 
     monkeypatch.setattr(module, "frozen_labels", tampered)
     assert wrong("Digits-Proj8-v0") == {FROZEN}
+
+
+def test_golden_integers_are_written_as_they_are_committed(tmp_path, monkeypatch) -> None:
+    """Those of data sets that are not at hand stay; those that changed are written."""
+    committed = resources.files("icl_bench.evaluation") / "frozen" / "golden.json"
+    monkeypatch.delenv("ICL_BENCH_DATA", raising=False)
+    write_golden(tmp_path / "golden.json", None)
+    assert (tmp_path / "golden.json").read_text() == committed.read_text()
+    permutations = TaskSampler.permutations
+    monkeypatch.setattr(TaskSampler, "permutations", lambda self, k: permutations(self, k + 1))
+    write_golden(tmp_path / "other.json", None)
+    before, after = (
+        json.loads(committed.read_text()),
+        json.loads((tmp_path / "other.json").read_text()),
+    )
+    assert {name for name in before if before[name] != after[name]} == {"Digits", "Random"}
