@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import stat
+import time
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,51 @@ def test_a_file_where_the_folder_should_be(tmp_path) -> None:
             atomic_path(path),
         ):
             pass
+
+
+def test_writes_within_writes_say_once_where(tmp_path, monkeypatch) -> None:
+    def fail(*_) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(cache.os, "replace", fail)
+    with (
+        pytest.raises(OSError, match=r"cannot write inner in .*\(full\)") as caught,
+        atomic_path(tmp_path / "outer"),
+        atomic_path(tmp_path / "inner"),
+    ):
+        pass
+    assert "outer" not in str(caught.value)
+    assert os.listdir(tmp_path) == []
+
+
+def age(path: Path, days: float) -> None:
+    then = time.time() - days * 24 * 3600
+    os.utime(path, (then, then))
+
+
+def test_files_that_killed_processes_left_go_after_a_day(tmp_path) -> None:
+    gone = ".view-123-0123abcd.npy"
+    kept = [".view-124-0123abcd.npy", ".view-1-0123abcd.json", ".other-1-0123abcd.npy"]
+    kept += ["view-1-0123abcd.npy", ".view-mine.npy"]
+    for name in (gone, *kept):
+        (tmp_path / name).touch()
+        age(tmp_path / name, 2)
+    age(tmp_path / kept[0], 0.5)  # another process may be at it
+    with atomic_path(tmp_path / "view.npy"):
+        pass
+    assert set(os.listdir(tmp_path)) == {"view.npy", *kept}
+
+
+def test_folders_that_killed_processes_left_go_after_a_day(tmp_path) -> None:
+    folders = [tmp_path / f".icl_bench-scratch-{letter * 8}" for letter in "abc"]
+    folders.append(tmp_path / ".icl_bench-scratch-of-mine")
+    for folder in folders:
+        folder.mkdir()
+        (folder / "file").touch()
+        age(folder / "file", 0.5 if folder == folders[1] else 2)
+        age(folder, 0.5 if folder == folders[2] else 2)
+    with scratch_folder(tmp_path) as own:
+        assert set(tmp_path.iterdir()) == {own, *folders[1:]}
 
 
 def test_a_scratch_folder_goes_with_all_it_holds(tmp_path) -> None:

@@ -351,7 +351,7 @@ def test_a_damaged_file_in_the_place_is_named_not_overwritten(cache, small) -> N
     path = cache / "images" / "MNIST" / "train.npz"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"PK")
-    with pytest.raises(DataError, match=f"{path}.*remove the file"):
+    with pytest.raises(DataError, match=f"{path}.*remove it and run"):
         download("MNIST")
     assert path.read_bytes() == b"PK"
 

@@ -6,10 +6,14 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from folders import forbidden_folder, unreadable
+from user_sets import restored_registries
 
+import icl_bench
 from icl_bench import catalog
 from icl_bench.data import images as module
 from icl_bench.data.cache import sha256_arrays
@@ -21,6 +25,7 @@ from icl_bench.data.images import (
     load_images,
     register_dataset,
 )
+from icl_bench.data.views import load_view
 
 PINNED = [
     (row.name, split, checksum)
@@ -61,12 +66,8 @@ def tiny(monkeypatch) -> catalog.DataSet:
 @pytest.fixture
 def users():
     """Forgets the sets that a test registers."""
-    before = set(module._user_rows)
-    yield
-    for name in set(module._user_rows) - before:
-        del module._user_rows[name]
-    for key in [key for key in module._user_images if key[0] not in before]:
-        del module._user_images[key]
+    with restored_registries():
+        yield
 
 
 def unchecked(function):
@@ -114,6 +115,24 @@ def test_real_images_are_those_of_the_catalog(real_data, name, split, checksum) 
         np.testing.assert_array_equal(archive["labels"], data.labels)
 
 
+# Mean and standard deviation that everybody normalises with, at the original size.
+@pytest.mark.parametrize(
+    ("name", "split", "mean", "std"),
+    [
+        ("MNIST", "train", 0.1307, 0.3081),
+        ("FashionMNIST", "train", 0.2860, 0.3530),
+        ("KMNIST", "test", 0.1846, 0.3416),
+    ],
+)
+def test_real_images_have_their_published_statistics(real_data, name, split, mean, std) -> None:
+    data = load_images(name, split, real_data)
+    assert data.images.mean() / 255 == pytest.approx(mean, abs=1e-4)
+    assert data.images.std() / 255 == pytest.approx(std, abs=1e-4)
+    # Labels too: all of these sets are balanced but MNIST, whose rarest digit is 5.
+    counts = np.bincount(data.labels)
+    assert counts.argmin() == 5 if name == "MNIST" else len(set(counts)) == 1
+
+
 def test_digits_come_with_scikit_learn() -> None:
     from sklearn.datasets import load_digits
 
@@ -146,6 +165,8 @@ def test_synthetic_and_unknown_sets_have_no_images() -> None:
         load_images("Random", "test")
     with pytest.raises(ValueError, match="unknown data set 'MINST'; did you mean MNIST"):
         load_images("MINST", "test")
+    with pytest.raises(ValueError, match="unknown data set 'fashionmnist'; did you mean Fashion"):
+        dataset("fashionmnist")
     with pytest.raises(ValueError, match=r"unknown data set 'zzz'; there are MNIST, .*Digits"):
         dataset("zzz")
 
@@ -205,7 +226,7 @@ def refused(root: Path, split: str = "test") -> str:
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
     assert str(root / "images" / "Tiny" / f"{split}.npz") in messages[0]
-    assert "remove the file and run `icl-bench download Tiny`" in messages[0]
+    assert "remove it and run `icl-bench download Tiny`" in messages[0]
     return messages[0]
 
 
@@ -235,6 +256,59 @@ def test_no_flipped_byte_changes_what_is_read(tiny, tmp_path) -> None:
             np.testing.assert_array_equal(data.images, TEST[0])
             np.testing.assert_array_equal(data.labels, TEST[1])
     assert refusals > len(whole) / 3 / 2
+
+
+def test_a_folder_in_the_place_of_a_file_is_refused(tiny, tmp_path, monkeypatch) -> None:
+    path = place(tmp_path / "first", "test", *TEST)
+    place(tmp_path / "cache", "test", *TEST)
+    monkeypatch.setenv("ICL_BENCH_CACHE", str(tmp_path / "cache"))
+    path.unlink()
+    path.mkdir()
+    # Not passed over in silence for the sound file of a folder that comes later.
+    assert f"{path} cannot be read (Is a directory)" in refused(tmp_path / "first")
+
+
+def test_what_must_not_be_read_is_refused(tiny) -> None:
+    with forbidden_folder() as folder:
+        path = place(folder, "test", *TEST)
+        with unreadable(path):
+            assert f"{path} cannot be read (Permission denied)" in refused(folder)
+        with unreadable(path.parent), pytest.raises(DataError) as caught:
+            load_images("Tiny", "test", folder)
+        message = f"{path} cannot be read (Permission denied): make its folder readable"
+        assert message in str(caught.value)
+        assert "ICL_BENCH_DATA" in str(caught.value)
+        assert len(load_images("Tiny", "test", folder).labels) == 10
+
+
+@pytest.mark.parametrize("damage", ["cut", "swapped", "object", "label", "float", "missing"])
+def test_nothing_of_a_refused_file_gets_into_the_cache(tiny, tmp_path, monkeypatch, damage) -> None:
+    monkeypatch.setenv("ICL_BENCH_CACHE", str(tmp_path / "cache"))
+    content = {"images": TEST[0], "labels": TEST[1]}
+    content |= {
+        "swapped": {"images": TRAIN[0], "labels": TRAIN[1]},
+        "object": {"labels": np.array([{}] * 10, dtype=object)},
+        "label": {"labels": TEST[1] + 200},
+        "float": {"images": TEST[0] / 255},
+    }.get(damage, {})
+    path = place(tmp_path, "test", **content)
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-10])
+    elif damage == "missing":
+        path.unlink()
+    for view in catalog.VIEWS.values():
+        with pytest.raises((DataError, MissingDataError)):
+            load_view("Tiny", "test", view, tmp_path)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_real_file_under_another_name_is_refused(real_data, tmp_path) -> None:
+    path = tmp_path / "images" / "MNIST" / "test.npz"
+    path.parent.mkdir(parents=True)
+    for other in ("KMNIST", "FashionMNIST"):  # the same number, size and labels
+        shutil.copy(real_data / "images" / other / "test.npz", path)
+        with pytest.raises(DataError, match=rf"{path} is not .* MNIST.*\(that of {other} test\)"):
+            load_images("MNIST", "test", tmp_path)
 
 
 def test_files_that_are_something_else_are_refused(tiny, tmp_path) -> None:
@@ -356,8 +430,18 @@ BAD = {
     "no split given": {"arrays": {}},
     "Bad test: give the pair (images, labels)": {"arrays": {"test": IMAGES}},
     "splits are train and test, not 'validation'": {"arrays": {"validation": TEST}},
-    "Bad test: images must be integers, not float64": {"arrays": {"test": (IMAGES / 255, LABELS)}},
-    "Bad test: labels must be integers, not float64": {
+    "arrays= maps train, test or both": {"arrays": TEST},
+    "Bad test: images are no array of integers": {"arrays": {"test": ([[1], [2, 3]], LABELS)}},
+    "Bad test: labels are no array of integers": {
+        "arrays": {"test": (IMAGES, torch.zeros(10, dtype=torch.bfloat16))}
+    },
+    "Bad test: images must be integers in [0, 255], not bool": {
+        "arrays": {"test": (IMAGES > 9, LABELS)}
+    },
+    "Bad test: images must be integers in [0, 255], not float64": {
+        "arrays": {"test": (IMAGES / 255, LABELS)}
+    },
+    "Bad test: labels must be integers in [0, 255], not float64": {
         "arrays": {"test": (IMAGES, LABELS.astype(float))}
     },
     "Bad test: images must be in [0, 255]: found 256": {
@@ -368,6 +452,8 @@ BAD = {
     },
     "label 2 is not in [0, 2)": {"arrays": {"test": TEST}, "num_classes": 2},
     "in [2, 256], not 1": {"arrays": {"test": (IMAGES, LABELS * 0)}},
+    "an integer in [2, 256], not 3.5": {"arrays": {"test": TEST}, "num_classes": 3.5},
+    "in [2, 256], not True": {"arrays": {"test": TEST}, "num_classes": True},
     "in [2, 256], not 257": {"arrays": {"test": TEST}, "num_classes": 257},
     "(9,) labels for images (10, 4, 4)": {"arrays": {"test": (IMAGES, LABELS[:9])}},
     "not (10, 4, 4, 4)": {"arrays": {"test": arrays(10, 1, (4, 4, 4))}},
@@ -378,12 +464,19 @@ BAD = {
 
 
 @pytest.mark.parametrize("message", BAD)
-def test_bad_sets_are_refused_and_nothing_is_registered(users, message: str) -> None:
+def test_bad_sets_are_refused_and_nothing_is_registered(users, monkeypatch, message) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (the message is checked below)
         unchecked(register_dataset)("Bad", **BAD[message])
     assert message in str(caught.value)
     with pytest.raises(ValueError, match="unknown data set"):
         dataset("Bad")
+    # The public function makes no environments of it either.
+    ids = set(icl_bench.registry), set(gymnasium.registry)
+    monkeypatch.setattr(module, "register_dataset", unchecked(register_dataset))
+    with pytest.raises(ValueError) as again:  # noqa: PT011
+        icl_bench.register_dataset("Bad", **BAD[message])
+    assert str(again.value) == str(caught.value)
+    assert (set(icl_bench.registry), set(gymnasium.registry)) == ids
 
 
 def test_missing_and_damaged_files_of_a_users_set_are_named(users, tmp_path) -> None:
@@ -406,3 +499,62 @@ def test_images_protect_their_arrays() -> None:
     data = Images(IMAGES.copy(), LABELS.copy(), "", "")
     assert not data.images.flags.writeable
     assert not data.labels.flags.writeable
+
+
+def test_environments_of_a_users_set_appear_and_play(users) -> None:
+    pairs = {"train": arrays(150, 1, (9, 9), 7), "test": arrays(120, 2, (9, 9), 7)}
+    ids = icl_bench.register_dataset("Mine", arrays=pairs)
+    assert ids == tuple(f"Mine-{view}-v0" for view in catalog.VIEWS)
+    for env_id, view in zip(ids, catalog.VIEWS.values(), strict=True):
+        spec = icl_bench.registry[env_id]
+        assert (spec.num_features, spec.num_classes) == (view.num_features, 7)
+        assert f"icl_bench/{env_id}" in gymnasium.registry
+        env = icl_bench.make(env_id, split="unseen")
+        token, _ = env.reset(seed=0)
+        assert token.shape == (view.num_features + 7,)
+        batch = env.unwrapped.episodes([0, 1])
+        assert batch.x.shape == (2, 100, view.num_features)
+        assert batch.num_classes == 7
+        assert set(batch.y.unique().tolist()) == set(range(7))
+    with pytest.raises(ValueError, match="there is a data set Mine already"):
+        icl_bench.register_dataset("Mine", arrays=pairs)
+
+
+def test_registries_are_as_before_after_a_users_set() -> None:
+    before = dict(icl_bench.registry), dict(gymnasium.registry)
+    with restored_registries():
+        icl_bench.register_dataset("Mine", arrays={"test": TEST})
+        assert "Mine-Proj-v0" in icl_bench.registry
+    assert (dict(icl_bench.registry), dict(gymnasium.registry)) == before
+    with pytest.raises(ValueError, match="unknown data set"):
+        dataset("Mine")
+
+
+def test_real_colour_photographs_as_a_users_set(users, real_data) -> None:
+    folder = real_data / "images" / "CIFAR10mini"
+    if not folder.is_dir():
+        pytest.skip(f"no photographs in {folder}")
+    ids = icl_bench.register_dataset("CIFAR10mini", npz=folder, licence="research use")
+    row = dataset("CIFAR10mini")
+    assert (row.image_shape, dict(row.counts)) == ((32, 32, 3), {"train": 9000, "test": 1000})
+    with np.load(folder / "test.npz") as archive:
+        images, labels = archive["images"], archive["labels"]
+    colour = load_view("CIFAR10mini", "test", catalog.VIEWS["Proj"])
+    assert (colour.pixels.shape, colour.copies) == ((1000, 3072), 1)
+    planes = images.transpose(0, 3, 1, 2).reshape(1000, -1)
+    np.testing.assert_array_equal(colour.pixels, planes.astype(np.float32) / np.float32(255))
+    np.testing.assert_array_equal(colour.labels, labels)
+    # The well-known means of CIFAR-10's channels are 0.4914, 0.4822, 0.4465.
+    assert colour.mean == pytest.approx((0.4914 + 0.4822 + 0.4465) / 3, abs=0.005)
+    for env_id, num_features in zip(ids, (3072, 196, 64), strict=True):
+        batch = icl_bench.make(env_id, split="unseen").unwrapped.episodes([0, 16])
+        assert batch.x.shape == (2, 100, num_features)
+        assert batch.x.isfinite().all()
+        assert 0.3 < batch.x.std() < 3
+    # An example of an episode is a row of the view, normalised and projected by its task.
+    env = icl_bench.make(ids[0], split="unseen").unwrapped
+    batch, plan = env.episodes([0]), env.source.plan([0])
+    projection, _ = env.task(int(batch.task_id[0]))
+    pixels = torch.from_numpy(colour.pixels[plan.drawn[0, plan.slot[0, :3]]]).double()
+    expected = (pixels - colour.mean) / colour.std @ projection.double().T
+    torch.testing.assert_close(batch.x[0, :3].double(), expected, rtol=0, atol=1e-4)

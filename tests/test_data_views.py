@@ -1,20 +1,25 @@
 """Views: what becomes of a pixel, the statistics of the catalog, the cached files."""
 
 import dataclasses
+import errno
 import io
 import json
 import multiprocessing
 import os
 import shutil
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from folders import forbidden_folder, full_disk, unprivileged
+from user_sets import restored_registries
 
 from icl_bench.catalog import VIEWS, View
+from icl_bench.data import cache as cache_module
 from icl_bench.data import images as images_module
 from icl_bench.data import views
 from icl_bench.data.cache import sha256_file
@@ -27,12 +32,8 @@ PROJ, PROJ14, PROJ8 = VIEWS["Proj"], VIEWS["Proj14"], VIEWS["Proj8"]
 @pytest.fixture
 def users():
     """Forgets the sets that a test registers."""
-    before = set(images_module._user_rows)
-    yield
-    for name in set(images_module._user_rows) - before:
-        del images_module._user_rows[name]
-    for key in [key for key in images_module._user_images if key[0] not in before]:
-        del images_module._user_images[key]
+    with restored_registries():
+        yield
 
 
 @pytest.fixture
@@ -293,6 +294,11 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
+def other_statistics(path: Path) -> None:
+    note = json.loads(path.read_text())
+    path.write_text(json.dumps({**note, "mean": note["mean"] + 0.1}))
+
+
 DAMAGES = {
     "one bit": flip,
     "cut short": lambda path: path.write_bytes(path.read_bytes()[:-1000]),
@@ -302,6 +308,7 @@ DAMAGES = {
     "half a note": lambda path: path.with_suffix(".json").write_text('{"sha2'),
     "an empty note": lambda path: path.with_suffix(".json").write_text("{}"),
     "no object": lambda path: path.with_suffix(".json").write_text("[]"),
+    "other statistics": lambda path: other_statistics(path.with_suffix(".json")),
     "another's note": lambda path: path.with_suffix(".json").write_text(
         json.dumps({"sha256": "0" * 64, "shape": [500, 64], "mean": 0, "std": 1})
     ),
@@ -324,6 +331,100 @@ def test_damage_is_seen_in_the_process_that_verified_it(cache) -> None:
     load_view("Digits", "test", PROJ8)
     flip(cached(cache))
     np.testing.assert_array_equal(load_view("Digits", "test", PROJ8).pixels, expected)
+
+
+def test_damage_by_another_process_is_seen_even_with_the_old_date(cache) -> None:
+    expected = np.array(load_view("Digits", "test", PROJ8).pixels)
+    load_view("Digits", "test", PROJ8)  # verified and remembered
+    path, dates = cached(cache), os.stat(cached(cache))
+    np.save(cache / "other.npy", np.zeros_like(expected))
+    os.replace(cache / "other.npy", path)
+    os.utime(path, ns=(dates.st_atime_ns, dates.st_mtime_ns))
+    np.testing.assert_array_equal(load_view("Digits", "test", PROJ8).pixels, expected)
+
+
+KILLED = """
+import os
+from icl_bench.catalog import VIEWS
+from icl_bench.data import cache, views
+
+left, replace = int(os.environ["LEFT"]), os.replace
+
+def replace_or_die(*paths):
+    global left
+    if left == 0:
+        os._exit(9)
+    left -= 1
+    replace(*paths)
+
+cache.os.replace = replace_or_die
+views.load_view("Digits", "test", VIEWS["Proj8"])
+"""
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_build_that_is_killed_before_any_of_its_renames_is_made_again(cache, left: int) -> None:
+    def killed() -> None:
+        environment = {**os.environ, "LEFT": str(left)}
+        command = [sys.executable, "-c", KILLED]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert run.returncode == 9, run.stderr
+
+    def abandoned() -> list[Path]:
+        return [path for path in cache.iterdir() if path.name.startswith(".")]
+
+    killed()
+    assert not list(cache.glob("[!.]*.npy"))  # nobody takes a file for whole
+    assert len(list(cache.glob("[!.]*.json"))) == left
+    assert len(abandoned()) == 2 - left
+    expected = resize(load_images("Digits", "test").images, PROJ8)
+    data = load_view("Digits", "test", PROJ8)
+    np.testing.assert_array_equal(data.pixels, expected)
+    # Beside a damaged file: the note of the new bytes makes nobody trust the old ones.
+    (path,) = cache.glob("[!.]*.npy")
+    flip(path)
+    killed()
+    again = load_view("Digits", "test", PROJ8)
+    np.testing.assert_array_equal(again.pixels, expected)
+    assert (again.mean, again.std) == (data.mean, data.std)
+    # What the killed processes left goes with the next build that is a day later.
+    old = time.time() - 1.1 * cache_module.ABANDONED
+    for file in abandoned():
+        os.utime(file, (old, old))
+    flip(path)
+    load_view("Digits", "test", PROJ8)
+    assert sorted(os.listdir(cache)) == sorted([path.name, path.with_suffix(".json").name])
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+@pytest.mark.parametrize("at", [".json", ".npy"])
+def test_a_failing_rename_is_one_error_and_leaves_nothing_half(
+    cache, monkeypatch, number: int, at: str
+) -> None:
+    replace = os.replace
+
+    def fail(source, target) -> None:
+        if str(target).endswith(at):
+            raise OSError(number, os.strerror(number))
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_module.os, "replace", fail)
+        with pytest.raises(OSError, match=f"{at} in {cache}") as caught:
+            load_view("Digits", "test", PROJ8)
+    message = str(caught.value)
+    assert caught.value.errno == number
+    assert message.count("cannot write") == message.count("ICL_BENCH_CACHE") == 1
+    assert [path.suffix for path in cache.iterdir()] == ([] if at == ".json" else [".json"])
+    assert load_view("Digits", "test", PROJ8).pixels.shape == (500, 64)
+
+
+def test_a_cache_below_a_file_is_named(tmp_path, monkeypatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ICL_BENCH_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(OSError, match=f"in {tmp_path}/file/cache/views.*ICL_BENCH_CACHE"):
+        load_view("Digits", "test", PROJ8)
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_a_full_disk_is_named_and_nothing_is_left(cache) -> None:

@@ -2,10 +2,13 @@
 
 import contextlib
 import errno
+import glob
 import hashlib
 import os
 import secrets
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +31,9 @@ _UNWRITABLE = {
     errno.EISDIR,
     errno.ENAMETOOLONG,
 }
+
+# Seconds until a temporary file that nobody writes to counts as left by a killed process.
+ABANDONED = 24 * 3600.0
 
 
 def cache_dir() -> Path:
@@ -54,6 +60,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         with _says_where(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            stem = glob.escape(f".{path.stem}-")
+            _remove_abandoned(path.parent, f"{stem}*-{'[0-9a-f]' * 8}{glob.escape(path.suffix)}")
             # Not by tempfile, whose files are private: this one has a new file's permissions.
             os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
             yield temporary
@@ -75,9 +83,20 @@ def scratch_folder(parent: str | os.PathLike[str]) -> Iterator[Path]:
     parent = Path(parent)
     with _says_where(parent / "scratch"):
         parent.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.TemporaryDirectory(prefix=".scratch-", dir=parent)
+        prefix = ".icl_bench-scratch-"
+        _remove_abandoned(parent, prefix + "?" * 8)
+        scratch = tempfile.TemporaryDirectory(prefix=prefix, dir=parent)
     with scratch as folder:
         yield Path(folder)
+
+
+def _remove_abandoned(folder: Path, pattern: str) -> None:
+    """Remove what a process left behind that was killed: a view can be larger than 600 MB."""
+    with contextlib.suppress(OSError):  # another process may be as tidy
+        for path in folder.glob(pattern):
+            newest = max(p.stat().st_mtime for p in (path, *path.rglob("*")))
+            if time.time() - newest > ABANDONED:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextlib.contextmanager
@@ -85,8 +104,8 @@ def _says_where(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _UNWRITABLE:
-            raise  # not from writing: a file that is missing, a network
+        if error.errno not in _UNWRITABLE or isinstance(error.__cause__, OSError):
+            raise  # not from writing (a missing file, a network), or says so already
         raise OSError(
             error.errno,
             f"cannot write {path.name} in {path.parent} ({error.strerror or error}): free some "

@@ -57,16 +57,20 @@ def download(name: str, data_dir: str | os.PathLike[str] | None = None) -> list[
     if row.source == "user":
         raise ValueError(f"{name} is your own data set: there is nowhere to download it from")
     root = Path(data_dir).expanduser() if data_dir else cache_dir()
-    folder = root / "images" / row.name
-    with scratch_folder(root) as scratch:  # one for both splits: most archives hold the two
-        return [_download_split(row, split, folder, scratch) for split in ("train", "test")]
+    splits: tuple[DataSplit, ...] = ("train", "test")
+    files = {split: root / "images" / row.name / f"{split}.npz" for split in splits}
+    missing = [split for split in splits if not files[split].exists()]
+    for split in splits:
+        if split not in missing:
+            load_images(row.name, split, root)  # says so if it is damaged
+    if missing:
+        with scratch_folder(root) as scratch:  # one for both splits: most archives hold the two
+            for split in missing:
+                _download_split(row, split, files[split], scratch)
+    return list(files.values())
 
 
-def _download_split(row: DataSet, split: DataSplit, folder: Path, scratch: Path) -> Path:
-    path = folder / f"{split}.npz"
-    if path.is_file():
-        load_images(row.name, split, folder.parents[1])  # says so if it is damaged
-        return path
+def _download_split(row: DataSet, split: DataSplit, path: Path, scratch: Path) -> None:
     reasons = []
     for get in (_torchvision, _hugging_face):
         try:
@@ -77,7 +81,7 @@ def _download_split(row: DataSet, split: DataSplit, folder: Path, scratch: Path)
             continue
         with atomic_path(path) as temporary:
             np.savez_compressed(temporary, images=images, labels=labels, source=np.array(source))
-        return path
+        return
     raise DownloadError(
         f"could not download the {split} split of {row.name} ({'; '.join(reasons)}). Try again "
         f"later, or place the arrays images and labels (uint8, original order) at {path}"

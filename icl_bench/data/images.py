@@ -10,8 +10,6 @@ import difflib
 import functools
 import os
 import re
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -71,9 +69,9 @@ def dataset(name: str) -> DataSet:
     for row in (*DATASETS, *_user_rows.values()):
         if row.name == name:
             return row
-    names = [row.name for row in DATASETS] + list(_user_rows)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+    names = {row.name.lower(): row.name for row in (*DATASETS, *_user_rows.values())}
+    close = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.5)
+    hint = f"did you mean {names[close[0]]}?" if close else f"there are {', '.join(names.values())}"
     raise ValueError(f"unknown data set {name!r}; {hint}")
 
 
@@ -107,9 +105,16 @@ def load_images(
     folders = data_folders(data_dir)
     for folder in folders:
         path = folder / "images" / name / f"{split}.npz"
-        if path.is_file():
+        try:
             status = path.stat()
-            return _load_file(name, split, path, status.st_size, status.st_mtime_ns)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:  # a folder that must not be entered
+            raise DataError(
+                f"{path} cannot be read ({error.strerror}): make its folder readable, or choose "
+                f"another with {DATA_VARIABLE} (or data_dir)"
+            ) from error
+        return _load_file(name, split, path, status.st_size, status.st_mtime_ns)
     places = ", ".join(str(folder) for folder in folders)
     raise MissingDataError(
         f"the {split} split of {name} is not at hand: run `icl-bench download {name}`, or set "
@@ -139,7 +144,8 @@ def _load_file(name: str, split: DataSplit, path: Path, size: int, mtime: int) -
             )
     except DataError as error:
         raise DataError(
-            f"{error}; remove the file and run `icl-bench download {row.name}`"
+            f"{error}; put the right file there, or remove it and run "
+            f"`icl-bench download {row.name}`"
         ) from error.__cause__
     return Images(images, labels, found, f"{path}{source and f', from {source}'}")
 
@@ -158,27 +164,21 @@ def read_npz(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray, str]
     The source is what ``download`` noted in the file as ``source``; else empty.
 
     Raises:
-        OSError: If there is no such file or it must not be read.
-        DataError: If it cannot be understood, naming the file.
+        FileNotFoundError: If there is no such file.
+        DataError: If it cannot be read or understood, naming the file.
     """
     try:
         # Opened here: np.load itself would not close a file that it cannot understand.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             source = str(archive["source"]) if "source" in archive else ""
             return archive["images"], archive["labels"], source
-    except (FileNotFoundError, PermissionError, IsADirectoryError):
+    except FileNotFoundError:
         raise
+    except (PermissionError, IsADirectoryError) as error:
+        raise DataError(f"{path} cannot be read ({error.strerror})") from error
     except KeyError as error:
         raise DataError(f"{path} lacks the arrays images and labels: {error.args[0]}") from error
-    except (
-        ValueError,
-        OSError,
-        EOFError,
-        TypeError,
-        RuntimeError,  # also NotImplementedError: an unknown or encrypted kind of zip
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except Exception as error:  # a damaged archive can raise almost anything
         raise DataError(
             f"{path} is truncated, corrupt or no npz file without pickles "
             f"({type(error).__name__}: {error})"
@@ -237,30 +237,37 @@ def register_dataset(
         raise ValueError(f"there is a data set {name} already: choose another name")
     if (npz is None) == (arrays is None):
         raise ValueError("give either npz= (a folder or files) or arrays=")
-    raw: list[tuple[str, Any, Any, str]] = []  # split, images, labels, where they are from
-    if arrays is not None:
-        for which, pair in arrays.items():
-            if not isinstance(pair, tuple | list) or len(pair) != 2:
-                raise ValueError(f"{name} {which}: give the pair (images, labels)")
-        raw = [(split, *pair, f"{name} {split}") for split, pair in arrays.items()]
-    else:
-        raw = [(split, *read_npz(path)[:2], str(path)) for split, path in _npz_files(npz).items()]
-    given: dict[DataSplit, tuple[np.ndarray, np.ndarray, str]] = {}
-    for split, images, labels, where in raw:
+    sources: Any = arrays if arrays is not None else _npz_files(npz)
+    if not isinstance(sources, Mapping):
+        raise ValueError(f"{name}: arrays= maps train, test or both to (images, labels)")
+    for split in sources:
         if split not in ("train", "test"):
             raise ValueError(f"{name}: splits are train and test, not {split!r}")
-        pixels, classes_of = _uint8(images, f"{where}: images"), _uint8(labels, f"{where}: labels")
-        given["train" if split == "train" else "test"] = (pixels, classes_of, where)
+    given: dict[DataSplit, tuple[np.ndarray, np.ndarray, str]] = {}
+    splits: tuple[DataSplit, ...] = ("train", "test")
+    for split in [split for split in splits if split in sources]:
+        pair, where = sources[split], f"{name} {split}"
+        if arrays is None:
+            pair, where = read_npz(Path(pair).expanduser())[:2], str(pair)
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise ValueError(f"{where}: give the pair (images, labels)")
+        images, labels = (
+            _uint8(values, f"{where}: {what}")
+            for values, what in zip(pair, ("images", "labels"), strict=True)
+        )
+        given[split] = (images, labels, where)
     if not given:
         raise ValueError(f"{name}: no split given; give train, test or both")
     classes = num_classes
     if classes is None:
         classes = max(int(labels.max(initial=0)) for _, labels, _ in given.values()) + 1
-    if not 2 <= classes <= 256:
-        raise ValueError(f"{name}: the number of classes must be in [2, 256], not {classes}")
+    if not isinstance(classes, int | np.integer) or not 2 <= classes <= 256:
+        raise ValueError(
+            f"{name}: the number of classes must be an integer in [2, 256], not {classes!r}"
+        )
     loaded: dict[DataSplit, Images] = {}
     for split, (images, labels, where) in given.items():
-        check_arrays(images, labels, classes, where)
+        check_arrays(images, labels, int(classes), where)
         loaded[split] = Images(images, labels, sha256_arrays(images, labels), where)
     shapes = {part.images.shape[1:] for part in loaded.values()}
     if len(shapes) > 1:
@@ -269,7 +276,7 @@ def register_dataset(
         name=name,
         title=title or f"{name} (the user's own)",
         source="user",
-        num_classes=classes,
+        num_classes=int(classes),
         image_shape=shapes.pop(),
         counts={s: len(part.labels) for s, part in loaded.items()},
         sha256={s: part.sha256 for s, part in loaded.items()},
@@ -296,9 +303,12 @@ def _npz_files(npz: Any) -> Mapping[str, str | os.PathLike[str]]:
 
 def _uint8(values: Any, what: str) -> np.ndarray:
     """A copy as uint8; integers that fit are taken, anything else is refused."""
-    array = np.array(values.detach().cpu().numpy() if hasattr(values, "detach") else values)
+    try:
+        array = np.array(values.detach().cpu().numpy() if hasattr(values, "detach") else values)
+    except (TypeError, ValueError) as error:  # rows of several lengths, types NumPy has not
+        raise DataError(f"{what} are no array of integers: {error}") from error
     if array.dtype.kind not in "iu":
-        raise DataError(f"{what} must be integers, not {array.dtype}")
+        raise DataError(f"{what} must be integers in [0, 255], not {array.dtype}")
     if array.size and (array.min() < 0 or array.max() > 255):
         raise DataError(f"{what} must be in [0, 255]: found {array.min()} … {array.max()}")
     return array.astype(np.uint8, order="C")

@@ -7,11 +7,12 @@ of a grey image that is copied to three channels only one copy is stored.
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -128,7 +129,10 @@ def _stored(
     size = f"{view.height}x{view.width}x{view.channels}"
     file = f"{name}-{split}-{size}-f{FORMAT}-{images.sha256[:16]}.npy"
     path = cache_dir() / "views" / file
-    stats = _verified(path, path.stat().st_mtime_ns) if path.is_file() else None
+    stats = None
+    if path.is_file():
+        status = path.stat()
+        stats = _verified(path, status.st_ino, status.st_size, status.st_mtime_ns)
     if stats is None:
         stats = _build(path, images, view, f"{name} {split} {size}")
     # Copy-on-write: the file is never changed, and tensors made of the array may be.
@@ -137,18 +141,25 @@ def _stored(
 
 
 @functools.lru_cache(maxsize=256)
-def _verified(path: Path, mtime: int) -> Stats | None:
-    """Statistics of a cached file if it fits its checksum; asked once per process and file."""
+def _verified(path: Path, inode: int, size: int, mtime: int) -> Stats | None:
+    """Statistics of a cached file if it fits its note; asked once per process and file."""
     try:
         note = json.loads(path.with_suffix(".json").read_text())
         stats = float(note["mean"]), float(note["std"])
-        return stats if sha256_file(path) == note["sha256"] else None
+        whole = note == _note(sha256_file(path), note["shape"], stats)
+        return stats if whole else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
+def _note(sha256: str, shape: list[int], stats: Stats) -> dict[str, Any]:
+    """What stands beside a cached file: its checksum, its statistics, and their checksum."""
+    note = {"sha256": sha256, "shape": shape, "mean": stats[0], "std": stats[1]}
+    return note | {"note_sha256": hashlib.sha256(json.dumps(note).encode()).hexdigest()}
+
+
 def _build(path: Path, images: Images, view: View, title: str) -> Stats:
-    """Write a view chunk by chunk, then its checksum; processes that race write the same bytes."""
+    """Write a view chunk by chunk, with its note; processes that race write the same bytes."""
     from tqdm import tqdm
 
     count, width = len(images.images), resize(images.images[:1], view).shape[1]
@@ -165,10 +176,9 @@ def _build(path: Path, images: Images, view: View, title: str) -> Stats:
         with temporary.open("wb") as file:
             header = {"descr": "<f4", "fortran_order": False, "shape": (count, width)}
             np.lib.format.write_array_header_1_0(file, header)
-            mean, std = view_stats(written(file))
-        checksum = sha256_file(temporary)
-    # After the array: one without its note is built again, a note without its array is nothing.
-    with atomic_path(path.with_suffix(".json")) as temporary:
-        note = {"sha256": checksum, "shape": [count, width], "mean": mean, "std": std}
-        temporary.write_text(json.dumps(note))
-    return mean, std
+            stats = view_stats(written(file))
+        # Before the array takes its place: whoever sees it finds its note. One that is left alone
+        # or beside a damaged array by a crash fits nothing, and both are made again.
+        with atomic_path(path.with_suffix(".json")) as note:
+            note.write_text(json.dumps(_note(sha256_file(temporary), [count, width], stats)))
+    return stats
