@@ -39,7 +39,7 @@ quickstart: $(VENV)/.installed ## First results without any download: two pictur
 	$(BIN)/icl-bench evaluate chance --suite digits-v0 --runs quickstart/runs
 	$(BIN)/icl-bench evaluate 1-nn --suite digits-v0 --runs quickstart/runs
 	$(BIN)/icl-bench evaluate logistic-regression --suite digits-v0 --runs quickstart/runs
-	$(BIN)/python -m baselines.sgd --suite digits-v0 --runs quickstart/runs
+	$(BIN)/python -m baselines.sgd --preset cpu --suite digits-v0 --runs quickstart/runs
 	$(BIN)/icl-bench score quickstart/runs/*
 	$(BIN)/icl-bench plot quickstart/runs/* --out quickstart/learning_curves.png
 	@echo

@@ -1,19 +1,24 @@
 """Downloads: torchvision's real classes against a mirror on this machine, then Hugging Face."""
 
 import dataclasses
+import errno
 import gzip
 import hashlib
 import http.server
 import io
 import pickle
+import signal
 import struct
+import subprocess
 import sys
 import tarfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from folders import forbidden_folder, unprivileged
 
 from icl_bench.catalog import DATASETS
 from icl_bench.data import download as module
@@ -24,6 +29,9 @@ from icl_bench.data.images import DataError, dataset, load_images
 from icl_bench.data.torchvision_compat import import_torchvision
 
 COUNTS = {"train": 30, "test": 20}
+
+# With a "call" the mirror sends half of every file, makes the call and hangs up.
+HALFWAY: dict[str, Callable[[], None]] = {}
 
 
 def made(shape: tuple[int, ...], seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -54,6 +62,16 @@ def mirror(tmp_path):
         def do_GET(self) -> None:
             asked.append(self.path)
             super().do_GET()
+
+        def copyfile(self, source, outputfile) -> None:
+            # torchvision's first question is only where the address leads.
+            if "call" not in HALFWAY or asked.count(self.path) < 2:
+                super().copyfile(source, outputfile)
+                return
+            content = source.read()
+            outputfile.write(content[: len(content) // 2])
+            outputfile.flush()
+            HALFWAY["call"]()
 
     class Server(http.server.ThreadingHTTPServer):
         def handle_error(self, *_) -> None:
@@ -356,6 +374,79 @@ def test_a_damaged_file_in_the_place_is_named_not_overwritten(cache, small) -> N
     assert path.read_bytes() == b"PK"
 
 
+def test_a_mirror_that_hangs_up_halfway_leaves_nothing(mirror, cache, small, monkeypatch) -> None:
+    pairs = made((28, 28), 14)
+    small("MNIST", pairs)
+    publish_mnist("MNIST", pairs, mirror, monkeypatch)
+    no_hugging_face(monkeypatch)
+    monkeypatch.setitem(HALFWAY, "call", lambda: None)
+    with pytest.raises(DownloadError, match="corrupted"):
+        download("MNIST")
+    assert list(cache.iterdir()) == []
+
+
+def test_an_interrupted_download_leaves_nothing(mirror, cache, small, monkeypatch) -> None:
+    pairs = made((28, 28), 15)
+    small("MNIST", pairs)
+    publish_mnist("MNIST", pairs, mirror, monkeypatch)
+    asked = hugging_face_of(pairs, monkeypatch)
+    begun = []
+
+    def interrupt() -> None:
+        begun.extend(path.name for path in cache.rglob("*.gz"))
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    monkeypatch.setitem(HALFWAY, "call", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        download("MNIST")
+    assert begun == ["train-images-idx3-ubyte.gz"]  # it was at work
+    assert list(cache.iterdir()) == []
+    assert asked == []  # nor was another source tried
+    monkeypatch.delitem(HALFWAY, "call")
+    check("MNIST", pairs, download("MNIST"), cache, "torchvision")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "disk is full")])
+def test_a_write_that_ends_early_leaves_nothing(cache, small, monkeypatch, error) -> None:
+    pairs = made((28, 28), 16)
+    small("MNIST", pairs)
+    no_torchvision(monkeypatch)
+    hugging_face_of(pairs, monkeypatch)
+
+    def half(path, **_) -> None:
+        path.write_bytes(b"PK\x03\x04")
+        raise error
+
+    monkeypatch.setattr(module.np, "savez_compressed", half)
+    with pytest.raises(type(error)) as caught:
+        download("MNIST")
+    assert list(cache.rglob("*")) == [cache / "images", cache / "images" / "MNIST"]
+    if isinstance(error, OSError):
+        assert f"cannot write train.npz in {cache / 'images' / 'MNIST'}" in str(caught.value)
+
+
+def test_a_folder_that_has_all_need_not_be_writable(small, monkeypatch) -> None:
+    pairs = made((28, 28), 17)
+    small("MNIST", pairs)
+    no_torchvision(monkeypatch)
+    hugging_face_of(pairs, monkeypatch)
+    with forbidden_folder() as folder:
+        paths = download("MNIST", folder)
+        with unprivileged(folder):
+            assert download("MNIST", folder) == paths
+            with pytest.raises(PermissionError, match=str(folder)):
+                download("KMNIST", folder)
+
+
+def test_a_folder_in_the_place_of_a_file_is_named_first(cache, small, monkeypatch) -> None:
+    small("MNIST", made((28, 28), 18))
+    monkeypatch.setattr(module, "_torchvision", None)  # nothing is fetched in vain
+    path = cache / "images" / "MNIST" / "test.npz"
+    path.mkdir(parents=True)
+    with pytest.raises(DataError, match=rf"{path} cannot be read \(Is a directory\)"):
+        download("MNIST")
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, small) -> None:
     small("MNIST", made((28, 28), 12))
     (tmp_path / "file").touch()
@@ -433,13 +524,39 @@ def test_other_import_errors_of_torchvision_are_shown(monkeypatch) -> None:
     assert import_torchvision() is sys.modules["torchvision"]
 
 
-def test_nothing_of_it_is_imported_with_the_package() -> None:
-    import subprocess
+FRESH = """
+import sys, warnings
+import torch
+try:
+    import torchvision
+    print("imports by itself")
+except RuntimeError as error:
+    print(error)
+from icl_bench.data.torchvision_compat import import_torchvision
+first = import_torchvision()
+import_torchvision.cache_clear()
+second = import_torchvision()
+import torchvision
+from torchvision import datasets
+assert first is second is torchvision is sys.modules["torchvision"]
+assert issubclass(datasets.MNIST, torch.utils.data.Dataset)
+"""
 
+
+def test_torchvision_imports_twice_and_after_a_failure_in_a_fresh_process() -> None:
+    run = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() in (
+        "imports by itself",
+        "operator torchvision::nms does not exist",
+    )
+
+
+def test_importing_the_package_is_light() -> None:
+    heavy = ("torchvision", "datasets", "sklearn", "numba", "pandas", "matplotlib", "pyarrow")
     code = (
         "import sys, icl_bench, icl_bench.data.download; "
-        "print([m for m in ('torchvision', 'datasets', 'sklearn', 'PIL', 'pandas') "
-        "if m in sys.modules])"
+        f"print([m for m in {(*heavy, 'PIL', 'scipy', 'transformers')} if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

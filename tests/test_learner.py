@@ -1,4 +1,4 @@
-"""Learners: the proof that they do not peek refuses every way of peeking; references in their bands."""
+"""Learners that peek are refused, each with its reason; references are in their bands."""
 
 from collections.abc import Callable
 from typing import Any

@@ -247,7 +247,7 @@ def test_global_random_state_is_left_alone() -> None:
         ({"repeat": -0.1}, "repeat must be in"),
         ({"bias": float("nan")}, "bias must be in"),
         ({"episode_length": 0}, "episode_length must be at least 1"),
-        ({"num_tasks": -4}, "num_tasks must be at least 1, not -4"),
+        ({"num_tasks": -4}, r"num_tasks must be at least 1 and below 2\^62, not -4"),
         ({"num_tasks": 2**62}, "num_tasks must be at least 1"),
         ({"seed": -1}, "seed must be in"),
         ({"split": "seen", "num_tasks": None}, "give a finite num_tasks"),
