@@ -262,11 +262,17 @@ def test_first_import_is_light() -> None:
     assert made.stdout.strip() == "[]"
 
 
-def blocks(text: str, language: str) -> list[tuple[int, str]]:
-    """Fenced blocks of a language: line number of the first line, and the code."""
-    found = []
-    for match in re.finditer(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-        found.append((text[: match.start(1)].count("\n") + 1, match[1]))
+def blocks(text: str, *languages: str) -> list[tuple[int, str]]:
+    """Fenced blocks of these languages, or of any: number of the first line, and the code."""
+    found, start, language = [], None, ""
+    lines = text.splitlines()
+    for number, line in enumerate(lines, 1):
+        if start is None and line.startswith("```"):
+            start, language = number + 1, line[3:].strip()
+        elif start is not None and line == "```":
+            if not languages or language in languages:
+                found.append((start, "\n".join(lines[start - 1 : number - 1]) + "\n"))
+            start = None
     return found
 
 
@@ -278,10 +284,7 @@ def needs_download(code: str) -> bool:
 
 
 def document(name: str) -> str:
-    path = ROOT / name
-    if not path.is_file():
-        pytest.skip(f"there is no {name} yet")
-    return path.read_text(encoding="utf-8")
+    return (ROOT / name).read_text(encoding="utf-8")
 
 
 def environment() -> dict[str, str]:
@@ -316,22 +319,20 @@ def test_python_snippets_run(name: str, tmp_path) -> None:
     assert made.returncode == 0, made.stderr
 
 
-def commands(text: str) -> list[str]:
-    """Commands ``icl-bench …`` of the ```sh blocks of a document, without comments."""
+def commands(text: str, program: str, *languages: str) -> list[str]:
+    """Commands of a program in the blocks of a document, without comments."""
     found = []
-    for _, code in blocks(text, "sh"):
+    for _, code in blocks(text, *languages):
         for line in code.replace("\\\n", " ").splitlines():
-            if line.strip().startswith("icl-bench "):
+            if line.strip().startswith(f"{program} "):
                 found.append(re.sub(r"\s+#\s.*$", "", line.strip()))
     return found
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_command_snippets_run(name: str, tmp_path) -> None:
-    """Every command parses; those that need no downloaded images run, in one folder, in order."""
-    lines = commands(document(name))
-    for line in lines:
-        cli._parser().parse_args(shlex.split(line)[1:])
+    """Commands of ```sh blocks that need no downloaded images run, in one folder, in order."""
+    lines = commands(document(name), "icl-bench", "sh")
     script = "\n".join(line for line in lines if not needs_download(line))
     made = subprocess.run(
         [shutil.which("bash") or "sh", "-euc", script],
@@ -344,16 +345,36 @@ def test_command_snippets_run(name: str, tmp_path) -> None:
     assert made.returncode == 0, f"{script}\n{made.stdout}\n{made.stderr}"
 
 
+@pytest.mark.parametrize("name", [*DOCUMENTS, "CONTRIBUTING.md"])
+def test_commands_of_the_documents_exist(name: str) -> None:
+    """In every block, whether it can be run here or not."""
+    text = document(name)
+    for line in commands(text, "icl-bench"):
+        cli._parser().parse_args(shlex.split(line)[1:])
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for line in commands(text, "make"):
+        assert set(shlex.split(line)[1:]) <= set(targets), line
+    for line in commands(text, "python -m"):
+        module = shlex.split(line)[2]
+        assert (ROOT / module.replace(".", "/")).with_suffix(".py").is_file(), line
+
+
+def test_the_readme_shows_both_ways_in() -> None:
+    text = document("README.md")
+    assert any(not needs_download(code) for _, code in blocks(text, "python"))
+    assert commands(text, "make")
+    assert commands(text, "icl-bench")
+
+
 def test_snippets_are_found_and_told_apart() -> None:
     text = (
         "a\n```python\nx = 1\n```\n```sh\nicl-bench list  # all\nls\nicl-bench show \\\n"
-        "  Digits-Proj8-v0\n```\n```console\nicl-bench download MNIST\n```\n"
+        "  Digits-Proj8-v0\n```\n```\nicl-bench download MNIST\n```\nicl-bench no command\n"
     )
     assert blocks(text, "python") == [(3, "x = 1\n")]
-    assert [shlex.split(line) for line in commands(text)] == [
-        ["icl-bench", "list"],
-        ["icl-bench", "show", "Digits-Proj8-v0"],
-    ]
+    shown = [shlex.split(line) for line in commands(text, "icl-bench", "sh")]
+    assert shown == [["icl-bench", "list"], ["icl-bench", "show", "Digits-Proj8-v0"]]
+    assert commands(text, "icl-bench")[2:] == ["icl-bench download MNIST"]
     for code in ("make('MNIST-Proj-v0')", "--suite table2-v0", "icl-bench download SVHN KMNIST"):
         assert needs_download(code)
     for code in ("make('Digits-Proj8-v0')", "--suite digits-v0", "MNISTlike"):
