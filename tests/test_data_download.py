@@ -393,13 +393,13 @@ def test_an_interrupted_download_leaves_nothing(mirror, cache, small, monkeypatc
     begun = []
 
     def interrupt() -> None:
-        begun.extend(path.name for path in cache.rglob("*.gz"))
+        begun.append(True)
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     monkeypatch.setitem(HALFWAY, "call", interrupt)
     with pytest.raises(KeyboardInterrupt):
         download("MNIST")
-    assert begun == ["train-images-idx3-ubyte.gz"]  # it was at work
+    assert begun  # the server was in the middle of a file
     assert list(cache.iterdir()) == []
     assert asked == []  # nor was another source tried
     monkeypatch.delitem(HALFWAY, "call")
