@@ -73,7 +73,7 @@ def main(
     """
     try:
         run(parse(presets, program, description, list(sys.argv[1:] if argv is None else argv)))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -373,3 +373,12 @@ def _commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return made.stdout.strip()
+
+
+def add_gpu_hours(run: RunFolder, entry: EntryInfo, hours: float) -> None:
+    """Note in ``meta.json`` what meta-training has taken."""
+    path = run.path / "meta.json"
+    document = json.loads(path.read_text())
+    document["entry"] = dataclasses.replace(entry, gpu_hours=round(hours, 4)).to_dict()
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
