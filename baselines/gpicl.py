@@ -24,11 +24,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from baselines import cli, common, train
+from baselines.sequence import Method, SequenceModel
+from baselines.train_config import TrainConfig
 from icl_bench.episodes import one_hot_labels
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(train.TrainConfig):
+class Config(TrainConfig):
     """GPICL Transformer."""
 
     preset: Literal["paper", "gpu", "cpu"] = "paper"
@@ -135,7 +137,7 @@ class Block(nn.Module):
         return h + self.mlp_out(functional.gelu(self.mlp_in(self.mlp_norm(h)))), (k, v)
 
 
-class GPICL(train.SequenceModel):
+class GPICL(SequenceModel):
     """The Transformer of appendix A.4 as a learner.
 
     Args:
@@ -234,7 +236,7 @@ def rotate(
     return (vectors * angles.cos() + turned * angles.sin()).to(vectors.dtype)
 
 
-METHOD = train.Method("gpicl", "GPICL Transformer", "In-context, black-box", GPICL)
+METHOD = Method("gpicl", "GPICL Transformer", "In-context, black-box", GPICL)
 
 if __name__ == "__main__":
     sys.exit(
