@@ -1,13 +1,15 @@
 """Checkpoints that survive a kill at any moment: atomic, checked on reading, two kept.
 
-``resume.pt`` is the newest and ``resume.previous.pt`` the one before. A file is a zip archive made
-by ``torch.save``, whose checksums are verified before anything is read; it is loaded with
+``resume.pt`` is the newest and ``resume.previous.pt`` the one before. A file is what ``torch.save``
+writes, then the SHA-256 of it, which is verified before anything is read. It is loaded with
 ``weights_only=True``, so that no file can run code.
 """
 
+import hashlib
+import io
 import os
+import pickle
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,18 @@ class CheckpointError(ValueError):
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
-    """Write the newest checkpoint; the one before becomes the previous one.
+    """Write the newest checkpoint; the one before becomes the previous one, if it is sound.
 
     Written beside, synced and renamed. A kill between the two renames leaves the previous one.
     """
+    # By way of the memory: torch.save to a full disk says nothing of the disk.
+    content = io.BytesIO()
+    torch.save(state, content)
     with atomic_path(folder / NEWEST) as temporary:
-        torch.save(state, temporary)
-        if (folder / NEWEST).exists():
+        with temporary.open("wb") as file:
+            file.write(content.getbuffer())
+            file.write(hashlib.sha256(content.getbuffer()).digest())
+        if _is_sound(folder / NEWEST):
             os.replace(folder / NEWEST, folder / PREVIOUS)
 
 
@@ -48,7 +55,7 @@ def load(folder: Path) -> dict[str, Any] | None:
             continue
         try:
             return _read(path)
-        except (OSError, RuntimeError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        except (OSError, ValueError) as error:
             damaged.append(name)
             print(f"warning: {path} is damaged and left out: {error}", file=sys.stderr)
     if damaged:
@@ -60,11 +67,32 @@ def load(folder: Path) -> dict[str, Any] | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    with zipfile.ZipFile(path) as archive:
-        bad = archive.testzip()
-    if bad is not None:
-        raise ValueError(f"checksum of {bad} does not hold")
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(io.BytesIO(_content(path)), map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        # Not torch's words: they advise to run the code that the file may hold.
+        raise ValueError("it is not made of tensors and numbers alone") from error
     if not isinstance(state, dict):
-        raise ValueError(f"holds {type(state).__name__}, not a checkpoint")
+        raise ValueError(f"it holds {type(state).__name__}, not a checkpoint")
     return state
+
+
+def _content(path: Path) -> bytes:
+    """What ``torch.save`` wrote.
+
+    Raises:
+        ValueError: If the checksum does not hold.
+    """
+    data = path.read_bytes()
+    size = hashlib.sha256().digest_size
+    if hashlib.sha256(data[:-size]).digest() != data[-size:]:
+        raise ValueError("its checksum does not hold")
+    return data[:-size]
+
+
+def _is_sound(path: Path) -> bool:
+    try:
+        _content(path)
+    except (OSError, ValueError):
+        return False
+    return True

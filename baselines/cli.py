@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -73,7 +74,11 @@ def main(
     """
     try:
         run(parse(presets, program, description, list(sys.argv[1:] if argv is None else argv)))
-    except (ValueError, OSError, FloatingPointError) as error:
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has seen enough, as in `… | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as a program that SIGPIPE ended
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

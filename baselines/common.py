@@ -31,10 +31,16 @@ from safetensors.torch import save_file
 import icl_bench
 from icl_bench.data.cache import atomic_path
 from icl_bench.data.images import MissingDataError
-from icl_bench.evaluation.learner import Learner
+from icl_bench.evaluation.learner import Learner, LearnerError
 from icl_bench.evaluation.protocol import EXTENDED_EPISODES, evaluation_fingerprint
 from icl_bench.leaderboard.entry import EntryInfo
-from icl_bench.leaderboard.runs import load_run, new_run_folder, result_path, write_meta
+from icl_bench.leaderboard.runs import (
+    load_run,
+    new_run_folder,
+    read_meta,
+    result_path,
+    write_meta,
+)
 from icl_bench.leaderboard.tables import board_from_runs
 from icl_bench.registration import find_spec
 from icl_bench.tasks.sampler import EPISODES_PER_TASK
@@ -89,6 +95,10 @@ class RunConfig:
         if self.suite is not None:
             return icl_bench.suite(self.suite).envs
         return (self.env, *icl_bench.cross(self.env))
+
+    def evaluation_kwargs(self) -> dict[str, Any]:
+        """Arguments of ``make`` for the evaluation, where it is not the standard one."""
+        return {}
 
 
 # Settings that say where a run is computed, not what: they may change when it is resumed.
@@ -184,11 +194,24 @@ class JsonlLog:
             os.fsync(file.fileno())
 
     def read(self) -> list[dict[str, Any]]:
-        """All lines but one that a kill cut short."""
+        """All lines but one that a kill cut short.
+
+        Raises:
+            ValueError: If a line is damaged, naming the file and the line.
+        """
         if not self.path.exists():
             return []
         text = self.path.read_bytes()
-        return [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
+        lines = []
+        for number, line in enumerate(text[: text.rfind(b"\n") + 1].splitlines(), 1):
+            try:
+                lines.append(json.loads(line))
+                lines[-1]["event"]
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(
+                    f"{self.path}, line {number} is damaged: remove it, or start a new run"
+                ) from error
+        return lines
 
     def cut(self, keep: Callable[[dict[str, Any]], bool]) -> None:
         """Keep some lines of a run that goes on: not those that it will write again.
@@ -249,8 +272,7 @@ def open_run(config: RunConfig, entry: EntryInfo, program: str) -> Iterator[RunF
 
 
 def _write_meta(run: RunFolder, entry: EntryInfo) -> None:
-    path = run.path / "meta.json"
-    old = json.loads(path.read_text()) if path.exists() else None
+    old = read_meta(run.path) if (run.path / "meta.json").exists() else None
     fingerprints = {env: evaluation_fingerprint(env) for env in run.config.envs}
     if old is not None and old.get("fingerprints") != fingerprints:
         raise ValueError(
@@ -260,7 +282,7 @@ def _write_meta(run: RunFolder, entry: EntryInfo) -> None:
     write_meta(run.path, entry, run.config.suite, fingerprints, **more)
     run.log.cut(lambda _: True)
     run.log.write("open", resumed=run.config.resume is not None, **more)
-    new = json.loads(path.read_text())
+    new = read_meta(run.path)
     for key in ("versions", *more):
         if old is not None and old.get(key) != new[key]:
             print(
@@ -279,7 +301,8 @@ def envs_at_hand(config: RunConfig) -> tuple[str, ...]:
     found = []
     for env in config.envs:
         try:
-            icl_bench.make(env, split="unseen", data_dir=config.data_dir)
+            kwargs = config.evaluation_kwargs()
+            icl_bench.make(env, split="unseen", data_dir=config.data_dir, **kwargs)
         except MissingDataError as error:
             print(f"skipped {env}: {error}", file=sys.stderr)
         else:
@@ -344,20 +367,25 @@ def evaluate_run(run: RunFolder, learner: Learner, envs: Sequence[str]) -> list[
     for env in envs:
         if env in done:
             continue
-        result = icl_bench.evaluate(
-            learner,
-            env,
-            num_episodes=run.config.episodes,
-            progress=True,
-            device=str(run.device),
-            data_dir=run.config.data_dir,
-        )
+        try:
+            result = icl_bench.evaluate(
+                learner,
+                env,
+                num_episodes=run.config.episodes,
+                progress=True,
+                device=str(run.device),
+                data_dir=run.config.data_dir,
+                **run.config.evaluation_kwargs(),
+            )
+        except LearnerError as error:  # one that has diverged, for instance
+            raise LearnerError(f"{env}: {error}") from error
         # The line first: one without its result is cut when the run is resumed.
         run.log.write("result", env=env, split="unseen", accuracy=result.accuracy())
         result.save(result_path(run.path, env, "unseen"))
     whole = load_run(run.path)
-    curves = {whole.entry.title: {result.env: [result] for result in whole.results}}
-    plot_learning_curves(curves, run.path / "learning_curve.png")
+    found = {result.env: [result] for result in whole.results if result.split == "unseen"}
+    by_env = {env: found[env] for env in run.config.envs if env in found}
+    plot_learning_curves({whole.entry.title: by_env}, run.path / "learning_curve.png")
     print(board_from_runs([whole], run.config.suite))
     print(f"\n{run.path}")
     return list(whole.results)
@@ -377,8 +405,7 @@ def _commit() -> str | None:
 
 def add_gpu_hours(run: RunFolder, entry: EntryInfo, hours: float) -> None:
     """Note in ``meta.json`` what meta-training has taken."""
-    path = run.path / "meta.json"
-    document = json.loads(path.read_text())
+    path, document = run.path / "meta.json", read_meta(run.path)
     document["entry"] = dataclasses.replace(entry, gpu_hours=round(hours, 4)).to_dict()
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")

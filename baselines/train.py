@@ -10,8 +10,8 @@ integer, and a resumed run ends with the bits of an uninterrupted one.
 """
 
 import contextlib
-import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,12 +26,13 @@ from tqdm import tqdm
 import icl_bench
 from baselines import checkpoint, common, monitor, optim
 from baselines.sequence import Method, SequenceModel, build_model, split
-from baselines.train_config import TrainConfig, rank, world_size
+from baselines.train_config import TrainConfig, processes, rank, world_size
 
 
 def run(config: TrainConfig, method: Method) -> None:
     """Meta-train (or go on), then evaluate; see the module and ``common`` for what is written."""
-    with _processes(config) as device:
+    monitor.check_tracker(config)
+    with processes(config) as device:
         model = build_model(method, config).to(device)
         source = _environment(config, device)
         entry = common.entry(
@@ -49,7 +50,10 @@ def run(config: TrainConfig, method: Method) -> None:
             train(config, model, source, None)
             return
         envs = common.envs_at_hand(config)
-        with common.open_run(config, entry, method.program) as folder:
+        with (
+            common.open_run(config, entry, method.program) as opened,
+            monitor.tracked(config, opened) as folder,
+        ):
             hours = train(config, model, source, folder)
             common.add_gpu_hours(folder, entry, hours)
             common.save_learner(folder.path / "learner.safetensors", model.state_dict(), config)
@@ -71,8 +75,10 @@ def train(
         folder: Run folder for the log and checkpoints; None in processes other than the first.
 
     Raises:
-        FloatingPointError: If the loss is not finite, naming the step and the last checkpoint.
+        CheckpointError: If the checkpoint to go on with is of other settings, or damaged.
+        FloatingPointError: If numbers are not finite, naming the step and the last checkpoint.
         KeyboardInterrupt: After SIGINT or SIGTERM, when the checkpoint is written.
+        MemoryError: If the memory does not do, naming the settings that need less.
     """
     device = next(model.parameters()).device
     optimizer = optim.make_optimizer(
@@ -85,6 +91,12 @@ def train(
     )
     losses = torch.zeros(config.log_every, 3, device=device)  # mean, first step, last step
     first, seconds = _restore(config, model, optimizer, losses)
+    if first == config.steps and folder:
+        print(
+            f"{folder.path} is meta-trained: all {first} steps are done; only what its evaluation "
+            "lacks is done now",
+            file=sys.stderr,
+        )
     loss_of = _loss_function(config, model)
     monitors = monitor.monitors(config, device) if folder and config.eval_every else {}
     size = config.batch_size // world_size()
@@ -92,9 +104,11 @@ def train(
     before: dict[str, Tensor] = {}
 
     def keep(step: int) -> None:
-        _check_finite(losses, step, folder)
+        monitor.check_losses(losses, step, folder)
+        monitor.check_finite("a weight", optim.norms(model.named_parameters()), step, folder)
         if folder:
             state = {
+                "settings": common.config_to_json(common.portable(config)),
                 "step": step,
                 "seconds": seconds + time.monotonic() - began,
                 "model": model.state_dict(),
@@ -104,7 +118,7 @@ def train(
             checkpoint.save(folder.path, state)
 
     bar = tqdm(total=config.steps, initial=first, unit="step", disable=None if folder else True)
-    with _signals() as stop, bar:
+    with _signals() as stop, _memory(config), bar:
         for step in range(first, config.steps):
             model.train()
             model.outer_step = step
@@ -128,11 +142,15 @@ def train(
             optimizer.zero_grad()
             model.outer_step = None
             if due:
-                _check_finite(losses, step + 1, folder)
+                monitor.check_losses(losses, step + 1, folder)
             if due and folder:
                 now = time.monotonic()
                 mean, at_first, at_last = losses[: slot + 1].mean(dim=0).tolist()
-                moves = ((n, p.detach() - before[n]) for n, p in model.named_parameters())
+                moves = optim.norms(
+                    (n, p.detach() - before[n]) for n, p in model.named_parameters()
+                )
+                monitor.check_finite("the gradient", gradients, step + 1, folder)
+                monitor.check_finite("the update", moves, step + 1, folder)
                 folder.log.write(
                     "train",
                     step=step + 1,
@@ -147,7 +165,7 @@ def train(
                     / (now - logged),
                     seconds=seconds + now - began,
                     gradient_norm=gradients,
-                    update_norm=optim.norms(moves),
+                    update_norm=moves,
                 )
                 logged = now
                 bar.set_postfix(loss=f"{mean:.3f}", last=f"{at_last:.3f}", refresh=False)
@@ -175,12 +193,12 @@ def _restore(
             log.cut(lambda line: line.get("step", 0) <= done)
     if state is None:
         return 0, 0.0
-    try:
-        model.load_state_dict(state["model"])
-    except RuntimeError as error:
+    if state.get("settings") != common.config_to_json(common.portable(config)):
         raise checkpoint.CheckpointError(
-            f"{config.resume}: the checkpoint is of another model: {str(error).splitlines()[1]}"
-        ) from error
+            f"{config.resume}: the checkpoint was made with other settings than config.json has: "
+            "put back the run's own files, or start a new run"
+        )
+    model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     losses.copy_(state["losses"])
     return int(state["step"]), float(state["seconds"])
@@ -228,20 +246,6 @@ def _backward(
     return total
 
 
-def _check_finite(losses: Float[Tensor, "N 3"], step: int, folder: common.RunFolder | None) -> None:
-    bad = (~torch.isfinite(losses)).any(dim=1).nonzero()
-    if len(bad) == 0:
-        return
-    every = len(losses)
-    first = (step - 1) // every * every + int(bad[0]) + 1
-    newest = folder.path / checkpoint.NEWEST if folder else None
-    where = f"; {newest} is from before it" if newest and newest.exists() else ""
-    raise FloatingPointError(
-        f"the loss is not finite at step {first}{where}. A smaller --lr, --clip 1 or "
-        "--precision fp32 may help"
-    )
-
-
 def _environment(config: TrainConfig, device: torch.device) -> Any:
     made: Any = icl_bench.make(
         config.meta_train,
@@ -252,6 +256,24 @@ def _environment(config: TrainConfig, device: torch.device) -> Any:
         **config.meta_train_kwargs(),
     )
     return made.unwrapped
+
+
+@contextlib.contextmanager
+def _memory(config: TrainConfig) -> Iterator[None]:
+    """Say which settings need less memory where there is not enough."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # CUDA's allocator, NumPy's, and the words of the CPU's on Linux and on Windows.
+        words = ("can't allocate memory", "not enough memory")
+        kinds = (torch.OutOfMemoryError, MemoryError)
+        if not isinstance(error, kinds) and not any(word in str(error) for word in words):
+            raise
+        raise MemoryError(
+            f"out of memory with --batch-size {config.batch_size} and --accumulate "
+            f"{config.accumulate}: start again with a larger --accumulate, which computes a batch "
+            "in more parts, or with a smaller --batch-size"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -270,25 +292,3 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _processes(config: TrainConfig) -> Iterator[torch.device]:
-    """The device of this process; joins the processes that torchrun started."""
-    device = common.resolve_device(config.device)
-    if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = False
-        if config.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True)
-    if world_size() == 1:
-        yield device
-        return
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield device
-    finally:
-        torch.distributed.destroy_process_group()

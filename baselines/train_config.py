@@ -1,12 +1,17 @@
-"""Settings of every baseline that meta-trains."""
+"""Settings of every baseline that meta-trains, and the processes that it runs in."""
 
+import contextlib
 import dataclasses
 import math
 import os
+from collections.abc import Iterator
 from typing import Any, Literal
+
+import torch
 
 import icl_bench
 from baselines import common, optim
+from icl_bench.registration import find_spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +25,7 @@ class TrainConfig(common.RunConfig):
     accumulate: int = 1
     """Parts in which a batch is computed, for less memory."""
     episode_length: int = 100
-    """T. Other than 100, results are not ranked."""
+    """T, of the evaluation as well. Other than 100, results are not ranked."""
     num_tasks: int | None = 2**25
     """Training tasks; None = every episode a new task."""
     bias: float = 0.9
@@ -75,9 +80,10 @@ class TrainConfig(common.RunConfig):
         for name in ("lr", "eps", "eval_episodes", "checkpoint_every"):
             value = getattr(self, name)
             common.require(common.positive(value), name, value, "above 0")
-        for name in ("bias", "repeat", "repeat_end", "momentum"):
+        for name in ("bias", "repeat", "repeat_end"):
             value = getattr(self, name)
             common.require(0 <= value <= 1, name, value, "in [0, 1]")
+        common.require(0 <= self.momentum < 1, "momentum", self.momentum, "in [0, 1)")
         tasks = self.num_tasks
         common.require(tasks is None or tasks >= 1, "num_tasks", tasks, "None, or 1 or more")
         low, high = self.repeat_steps
@@ -112,6 +118,11 @@ class TrainConfig(common.RunConfig):
             "episode_length": self.episode_length,
         }
 
+    def evaluation_kwargs(self) -> dict[str, Any]:
+        """Episodes of the length of meta-training, which a model may be bound to."""
+        standard = find_spec(self.env).episode_length
+        return {} if self.episode_length == standard else {"episode_length": self.episode_length}
+
 
 def world_size() -> int:
     """Processes that torchrun started; 1 without it."""
@@ -121,3 +132,25 @@ def world_size() -> int:
 def rank() -> int:
     """Number of this process among them."""
     return int(os.environ.get("RANK", "0"))
+
+
+@contextlib.contextmanager
+def processes(config: TrainConfig) -> Iterator[torch.device]:
+    """The device of this process; joins the processes that torchrun started."""
+    device = common.resolve_device(config.device)
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = False
+        if config.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+    if world_size() == 1:
+        yield device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        torch.distributed.destroy_process_group()

@@ -25,6 +25,7 @@ from icl_bench.evaluation.protocol import (
     suite,
 )
 from icl_bench.evaluation.result import Result
+from icl_bench.leaderboard.runs import save_run
 from icl_bench.registration import (
     EnvSpec,
     cross,
@@ -59,5 +60,6 @@ __all__ = [
     "register",
     "register_dataset",
     "registry",
+    "save_run",
     "suite",
 ]

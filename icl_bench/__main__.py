@@ -1,16 +1,15 @@
 """The command line ``icl-bench``: look at environments, evaluate learners, build leaderboards."""
 
 import argparse
-import importlib
-import re
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from icl_bench import __version__
 from icl_bench.episodes import SPLITS
-from icl_bench.leaderboard.cli import add_parsers
+from icl_bench.leaderboard.cli import add_command, add_parsers
+from icl_bench.leaderboard.evaluate import add_evaluate
 
 DESCRIPTION = """\
 icl_bench: a benchmark suite for in-context learning and meta-learning.
@@ -29,6 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         status: int = args.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has seen enough, as in `… | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as a program that SIGPIPE ended
     except (ValueError, OSError, LookupError) as error:
         print(f"icl-bench {args.command}: {_one_line(error)}", file=sys.stderr)
         return 2
@@ -54,20 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"icl-bench {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(
-        name: str, run: Callable[[argparse.Namespace], int], about: str, examples: str
-    ) -> argparse.ArgumentParser:
-        command: argparse.ArgumentParser = commands.add_parser(
-            name,
-            help=about,
-            description=about,
-            epilog=f"examples:\n{examples}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        command.set_defaults(run=run)
-        return command
-
-    add(
+    add_command(
+        commands,
         "list",
         _list,
         "List environments and suites, and whether their data are at hand.",
@@ -76,7 +67,8 @@ def _parser() -> argparse.ArgumentParser:
   ICL_BENCH_DATA=~/data icl-bench list""",
     ).add_argument("--data-dir", help="data folder")
 
-    show = add(
+    show = add_command(
+        commands,
         "show",
         _show,
         "Show what an environment is.",
@@ -85,7 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     show.add_argument("id", metavar="ID")
 
-    sample = add(
+    sample = add_command(
+        commands,
         "sample",
         _sample,
         "Draw an episode: images as they were and as projected.",
@@ -100,7 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--steps", type=int, default=40, help="examples to draw (%(default)s)")
     sample.add_argument("--data-dir", help="data folder")
 
-    download = add(
+    download = add_command(
+        commands,
         "download",
         _download,
         "Download data sets: the only command that does.",
@@ -111,47 +105,10 @@ def _parser() -> argparse.ArgumentParser:
     download.add_argument("names", nargs="+", metavar="NAME")
     download.add_argument("--data-dir", help="data folder to write (default: the cache)")
 
-    evaluate = add(
-        "evaluate",
-        _evaluate,
-        "Evaluate a learner and write a run folder.",
-        """\
-  icl-bench evaluate 1-nn --suite digits-v0
-  icl-bench evaluate logistic-regression --env MNIST-Proj8-v0
-  icl-bench evaluate my_package.my_module:my_learner --suite table2-proj8-v0 --missing skip
-A learner is chance, 1-nn, logistic-regression, or module:name of your own callable
-(x [B, T, D], prev_y [B, T]) -> logits [B, T, C], which is imported.""",
-    )
-    evaluate.add_argument("learner", metavar="LEARNER")
-    where = evaluate.add_mutually_exclusive_group(required=True)
-    where.add_argument("--env", metavar="ID", help="one environment")
-    where.add_argument("--suite", metavar="SUITE", help="all environments of a suite")
-    evaluate.add_argument("--split", default="unseen", choices=SPLITS[1:], help="(%(default)s)")
-    evaluate.add_argument(
-        "--episodes",
-        type=int,
-        default=256,
-        help="256, or 1024 for the larger hand-in (%(default)s)",
-    )
-    evaluate.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        help="meta-training seed of the learner, for the record (%(default)s)",
-    )
-    evaluate.add_argument(
-        "--missing",
-        choices=("error", "skip"),
-        default="error",
-        help="where data are not at hand (%(default)s)",
-    )
-    evaluate.add_argument("--device", default="cpu", help="(%(default)s)")
-    evaluate.add_argument(
-        "--runs", type=Path, default=Path("runs"), help="root of run folders (%(default)s)"
-    )
-    evaluate.add_argument("--data-dir", help="data folder")
+    add_evaluate(commands)
 
-    verify = add(
+    verify = add_command(
+        commands,
         "verify",
         _verify,
         "Verify environments on the data at hand.",
@@ -239,7 +196,12 @@ def _sample(args: argparse.Namespace) -> int:
 
     if args.out.suffix.lower() != ".png":
         raise ValueError(f"--out must end in .png, not {args.out.name!r}")
+    if not 0 <= args.episode < 2**63:
+        raise ValueError(f"--episode must be in [0, 2^63), not {args.episode}")
     env = make(args.id, split=args.split, data_dir=args.data_dir, render_mode="rgb_array")
+    length = env.unwrapped.source.episode_length  # type: ignore[attr-defined]
+    if not 1 <= args.steps <= length:
+        raise ValueError(f"--steps must be 1 to {length}, the steps of an episode: {args.steps}")
     env.reset(options={"episode_id": args.episode})
     picture = env.unwrapped.vector.draw(0, steps=args.steps)  # type: ignore[attr-defined]
     with atomic_path(args.out) as path:
@@ -258,126 +220,6 @@ def _download(args: argparse.Namespace) -> int:
         if not paths:
             print(f"{name}: nothing to download")
     return 0
-
-
-def _check_device(name: str) -> None:
-    import torch
-
-    try:
-        torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device {name!r}: PyTorch knows cpu, cuda, cuda:1 …") from error
-
-
-def _learner(name: str, num_classes: int, device: str) -> Any:
-    """A reference by its name, or the user's own callable as module:name.
-
-    What the user's own code raises comes with its traceback, not as an error of the command line.
-    """
-    from icl_bench.evaluation.learner import REFERENCES
-
-    if name in REFERENCES:
-        return REFERENCES[name](num_classes)
-    module, _, attribute = name.partition(":")
-    if not attribute:
-        raise ValueError(
-            f"{name!r} is no learner: give {', '.join(REFERENCES)} or module:name of your own"
-        )
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # as `python -m` does
-    try:
-        learner = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"cannot import {name}: {error}") from error
-    if not callable(learner):
-        raise ValueError(f"{name} is no learner: it is a {type(learner).__name__}, not a callable")
-    if hasattr(learner, "to") and hasattr(learner, "eval"):
-        learner = learner.to(device).eval()
-
-    def call(x: Any, prev_y: Any) -> Any:
-        try:
-            return learner(x, prev_y)
-        except Exception as error:
-            raise RuntimeError(f"the learner {name} failed") from error
-
-    return call
-
-
-def _evaluate(args: argparse.Namespace) -> int:
-    from icl_bench.data.images import MissingDataError
-    from icl_bench.envs.source import EnvArgs, EpisodeSource
-    from icl_bench.evaluation.learner import REFERENCES
-    from icl_bench.evaluation.protocol import evaluate, suite
-    from icl_bench.leaderboard.entry import EntryInfo
-    from icl_bench.leaderboard.runs import load_run, new_run_folder, result_path, write_meta
-    from icl_bench.leaderboard.tables import board_from_runs
-    from icl_bench.registration import find_spec
-
-    _check_device(args.device)
-    envs = suite(args.suite).envs if args.suite else (args.env,)
-    classes = {find_spec(env).num_classes for env in envs}
-    learners = {c: _learner(args.learner, c, args.device) for c in classes}
-    reference = args.learner in REFERENCES
-    name = "-".join(re.findall("[a-z0-9]+", args.learner.lower()))
-    entry = EntryInfo(
-        name=name,
-        title=TITLES.get(args.learner, args.learner),
-        inductive_bias=BIASES.get(args.learner, "not stated"),
-        authors="icl_bench" if reference else "not stated",
-        code=f"icl-bench evaluate {args.learner}",
-        deterministic=reference,
-        meta_train=None,
-        meta_train_kwargs={},
-        seed=args.seed,
-        parameters=0 if reference else None,
-        state_size=0 if args.learner == "chance" else None,
-        hardware="CPU" if args.device == "cpu" else args.device,
-        gpu_hours=0.0 if reference else None,
-        external_data="none" if reference else "not stated",
-        kind="reference" if reference else "method",
-    )
-    at_hand = []
-    for env in envs:  # all of them first, so that nothing is computed in vain
-        try:
-            EpisodeSource(
-                env, EnvArgs(split=args.split), device=args.device, data_dir=args.data_dir
-            )
-        except MissingDataError as error:
-            if args.missing == "error":
-                raise
-            print(f"skipped {env}: {_one_line(error)}", file=sys.stderr)
-        else:
-            at_hand.append(env)
-    if not at_hand:
-        raise MissingDataError("no data set was at hand; `icl-bench download` gets them")
-    results = [
-        evaluate(
-            learners[find_spec(env).num_classes],
-            env,
-            split=args.split,
-            num_episodes=args.episodes,
-            progress=True,
-            device=args.device,
-            data_dir=args.data_dir,
-        )
-        for env in at_hand
-    ]
-    run = new_run_folder(args.runs, args.suite or args.env, name, args.seed)
-    write_meta(run, entry, args.suite, {result.env: result.fingerprint for result in results})
-    for result in results:
-        result.save(result_path(run, result.env, result.split))
-    if args.split == "unseen":
-        print(board_from_runs([load_run(run)], args.suite))
-    print(run)
-    return 0
-
-
-TITLES = {"chance": "Chance", "1-nn": "1-NN", "logistic-regression": "Logistic regression"}
-BIASES = {
-    "chance": "None",
-    "1-nn": "Nearest neighbour",
-    "logistic-regression": "Linear, online gradient",
-}
 
 
 def _verify(args: argparse.Namespace) -> int:

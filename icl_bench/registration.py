@@ -60,6 +60,23 @@ class EnvSpec:
 _specs: dict[str, EnvSpec] = {}
 registry: Mapping[str, EnvSpec] = MappingProxyType(_specs)
 
+# Arguments of ``make``; ``make_vec`` has ``num_envs`` and ``backend`` too.
+ARGUMENTS = (
+    "split",
+    "num_tasks",
+    "bias",
+    "single_task",
+    "repeat",
+    "episode_length",
+    "seed",
+    "task_seed",
+    "normalize",
+    "device",
+    "data_dir",
+    "action",
+    "render_mode",
+)
+
 
 def parse_id(env_id: str) -> tuple[str, str, int]:
     """(base, view, version) of an id.
@@ -96,8 +113,12 @@ def _did_you_mean(env_id: str) -> str:
     lower = {known.lower(): known for known in _specs}
     close = difflib.get_close_matches(env_id.lower(), lower, n=3, cutoff=0.6)
     close = [lower[known] for known in close]
-    hint = f"; did you mean {' or '.join(close)}?" if close else "; `icl-bench list` shows them all"
-    return hint + " Your own data: icl_bench.register_dataset(name, npz=...)" * (not close)
+    if close:
+        return f"; did you mean {' or '.join(close)}?"
+    return (
+        "; `icl-bench list` shows them all. Your own data: "
+        "icl_bench.register_dataset(name, npz=...)"
+    )
 
 
 def view_of(spec: EnvSpec) -> catalog.View:
@@ -126,7 +147,7 @@ def register(spec: EnvSpec) -> None:
         id=f"icl_bench/{spec.id}",
         entry_point="icl_bench.envs.supervised:SupervisedEnv",
         vector_entry_point="icl_bench.envs.supervised:SupervisedVectorEnv",
-        kwargs={"id": spec.id},
+        kwargs={"env_id": spec.id},  # not id, which is a name of Gymnasium's own
         disable_env_checker=True,
     )
 
@@ -189,9 +210,14 @@ def make(id: str, **kwargs: Any) -> "gymnasium.Env[Any, Any]":
             - ``render_mode=None`` or ``"rgb_array"``.
 
     Raises:
+        TypeError: For an unknown argument, naming those that there are.
         ValueError: For an unknown id (with what was probably meant) or a bad argument.
         FileNotFoundError: If the data set is not at hand, naming the command that gets it.
     """
+    # What Gymnasium's own make takes is left to it, and those of make_vec to the environment.
+    _check_arguments(
+        "make", kwargs, "max_episode_steps", "disable_env_checker", "num_envs", "backend"
+    )
     return gymnasium.make(f"icl_bench/{find_spec(id).id}", **kwargs)
 
 
@@ -207,8 +233,10 @@ def make_vec(
         **kwargs: As for ``make``.
 
     Raises:
+        TypeError: As for ``make``.
         ValueError: As for ``make``, and for ``num_envs`` below 1.
     """
+    _check_arguments("make_vec", kwargs, "vector_kwargs", "wrappers")
     return gymnasium.make_vec(
         f"icl_bench/{find_spec(id).id}",
         num_envs=num_envs,
@@ -216,6 +244,14 @@ def make_vec(
         backend=backend,
         **kwargs,
     )
+
+
+def _check_arguments(function: str, given: Mapping[str, Any], *others: str) -> None:
+    unknown = [name for name in given if name not in (*ARGUMENTS, *others)]
+    if unknown:
+        raise TypeError(
+            f"{function} has no argument {', '.join(unknown)}; there are {', '.join(ARGUMENTS)}"
+        )
 
 
 def cross(env_id: str) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ import torch
 import icl_bench
 from baselines import cli, common, sgd
 from baselines.common import JsonlLog, RunConfig
+from icl_bench.evaluation.learner import LearnerError
 from icl_bench.leaderboard import runs as run_folders
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,6 +69,20 @@ def test_log_is_cut_back_to_a_checkpoint(tmp_path):
     log.cut(lambda line: line["step"] <= 2)
     log.write("train", step=3)
     assert [json.loads(line)["step"] for line in log.path.read_text().splitlines()] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("bad", ["{", "[]", "3", '"event"', "{}", "\xff"])
+def test_a_damaged_line_is_named(tmp_path, bad):
+    log = JsonlLog(tmp_path / "metrics.jsonl")
+    log.write("train", step=0)
+    with log.path.open("a", encoding="latin-1") as file:
+        file.write(bad + "\n")
+    log.write("train", step=1)
+    before = log.path.read_bytes()
+    for call in (log.read, lambda: log.cut(lambda _: True)):
+        with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is damaged"):
+            call()
+    assert log.path.read_bytes() == before
 
 
 def test_a_log_that_was_never_begun_can_be_cut(tmp_path):
@@ -272,6 +287,76 @@ def test_the_settings_of_another_program_are_refused(finished, capsys):
     (finished / "config.json").write_text("[1")
     assert run("--resume", finished) == 2
     assert "not settings of this program" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["[]", '{"entry": ', ""])
+def test_a_damaged_meta_file_is_one_line_with_its_name(finished, content, capsys):
+    (finished / "meta.json").write_text(content)
+    assert run("--resume", finished) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith(f"error: {finished / 'meta.json'} is damaged: ")
+    assert (shown.out, shown.err.count("\n")) == ("", 1)
+    assert (finished / "meta.json").read_text() == content
+
+
+def test_a_damaged_log_is_one_line_with_its_name(finished, capsys):
+    log = finished / "metrics.jsonl"
+    log.write_text("[]\n" + log.read_text())
+    assert run("--resume", finished) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith(f"error: {log}, line 1 is damaged: ")
+    assert (shown.out, shown.err.count("\n")) == ("", 1)
+
+
+def test_a_learner_that_cannot_be_scored_names_its_environment(tmp_path, monkeypatch, capsys):
+    def diverged(x, prev_y):
+        return torch.full((*prev_y.shape, 10), torch.nan)
+
+    config = dataclasses.replace(sgd.cpu(), suite="digits-v0", runs=str(tmp_path), device="cpu")
+    about = common.entry(
+        config, name="bad", title="Bad", inductive_bias="None", code="none", state_size=0
+    )
+    with (
+        common.open_run(config, about, "program") as opened,
+        pytest.raises(LearnerError, match=r"^Random-Proj8-v0: logits are NaN"),
+    ):
+        common.evaluate_run(opened, diverged, ["Random-Proj8-v0"])
+
+
+def test_panels_are_in_the_order_of_the_evaluation(tmp_path, monkeypatch, capsys):
+    drawn = []
+    monkeypatch.setattr(
+        "icl_bench.evaluation.plots.plot_learning_curves", lambda curves, path: drawn.append(curves)
+    )
+    config = sgd.Config(env="Random-Proj8-v0", episodes=32, runs=str(tmp_path), device="cpu")
+    about = common.entry(
+        config, name="nn", title="NN", inductive_bias="None", code="none", state_size=0
+    )
+    envs = ("Random-Proj8-v0", "Digits-Proj8-v0")
+    with common.open_run(config, about, "program") as opened:
+        common.evaluate_run(opened, icl_bench.NearestNeighbour(), envs)
+    assert [list(by_env) for by_env in drawn[0].values()] == [list(envs)]
+
+
+def test_a_reader_that_goes_away_is_no_error(finished):
+    """``… | head -1``: standard output is closed before the table is printed."""
+    program = (
+        "import sys; from baselines import cli, common, sgd; "
+        "common.evaluate_run = lambda *_: print('x' * 100_000); "
+        "sys.exit(cli.main(sgd.run, sgd.PRESETS, sgd.PROGRAM, 'About.', sys.argv[1:]))"
+    )
+    read, write = os.pipe()
+    os.close(read)
+    made = subprocess.run(
+        [sys.executable, "-c", program, "--resume", str(finished)],
+        cwd=ROOT,
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(write)
+    assert (made.returncode, made.stderr) == (141, "")
 
 
 def test_a_run_of_another_version_is_refused_and_changes_are_told(finished, capsys):

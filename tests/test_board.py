@@ -16,7 +16,7 @@ from icl_bench.catalog import SUITES
 from icl_bench.leaderboard.cli import add_parsers
 from icl_bench.leaderboard.export import CSV_COLUMNS
 from icl_bench.leaderboard.render import render_board
-from icl_bench.leaderboard.submission import make_submission
+from icl_bench.leaderboard.submission import make_submission, read_submission
 from icl_bench.leaderboard.tables import clean_text, csv_text, markdown_text, signed
 
 HOSTILE = "<img src=x onerror=alert(1)> | [x](http://evil) *b* `c` www.evil.com a@b.c &lt; \\"
@@ -40,6 +40,7 @@ def root(tmp_path_factory) -> Path:
     enter("knn", 0.7, title="1-NN", deterministic=True, kind="reference", seeds=(8,))
     enter("other", 0.6, title="Trained elsewhere", meta_train="MNIST-Proj8-v0", seeds=(9,))
     enter("more", 0.3, title="Pretrained", external_data="ImageNet", seeds=(9,))
+    enter("own", 0.3, title="Own", external_data="Not stated ", seeds=(9,))
     old = enter("old", 0.95, title="Old", seeds=(6,))
     toml = old / "entry.toml"
     toml.write_text(toml.read_text().replace("scorer_version = 1", "scorer_version = 7"))
@@ -109,6 +110,7 @@ def test_rows_of_the_main_table(board):
     assert rows["1-NN"][2].endswith("(3)")
     assert rows["Trained elsewhere"][0].endswith("*other meta-training*")
     assert rows["Pretrained"][0].endswith("*external data*")
+    assert rows["Own"][0].endswith(") *external data not stated*")
     assert "Old" not in rows
 
 
@@ -147,7 +149,15 @@ def test_legend_explains_whatever_is_printed(board):
     legend = (board / "README.md").read_text(encoding="utf-8").split("## Boards")[0]
     for word in (
         *("±", "(Rank)", "Mean rank", "–", "*reference*", "*reported*", "*external data*"),
-        *("*other meta-training*", "Seeds", "Parameters", "state size", "board.csv", "95 %"),
+        *(
+            "*external data not stated*",
+            "*other meta-training*",
+            "Seeds",
+            "Parameters",
+            "state size",
+            "board.csv",
+            "95 %",
+        ),
     ):
         assert word in legend, word
 
@@ -289,6 +299,11 @@ def test_from_runs_to_the_board(tmp_path, capsys, monkeypatch):
         command("plot", *runs, entry, "--out", "both.png")
     with pytest.raises(ValueError, match="--reported needs --suite"):
         command("plot", *runs, "--out", "runs.png", "--reported")
+    otherwise = method_runs(tmp_path / "otherwise", seeds=(5,), parameters=99)
+    with pytest.raises(ValueError, match="they differ in parameters: 1234 and 99"):
+        command("plot", *runs, *otherwise, "--out", "runs.png")
+    with pytest.raises(ValueError, match="they differ in parameters: 1234 and 99"):
+        command("score", *runs, *otherwise)
     odd = method_runs(tmp_path / "odd", "odd", seeds=(0,), title=r"$\frac{1$ _x")
     assert command("plot", *odd, "--out", "odd.svg") == 0  # no mathematics in a title
     assert command("plot", *runs, "--out", "x.svg", "--suite", SUITE, "--reported") == 0
@@ -303,6 +318,50 @@ def test_validate_prints_one_problem_per_line(root, tmp_path, capsys):
     assert lines[0].startswith(f"{bad}: 'evil.py': unexpected file")
     assert lines[1] == f"{bad}: entry.toml: name must be that of the folder, 'bad'"
     assert lines[2] == f"{root / SUITE / 'good'}: valid"
+
+
+def test_validate_goes_on_after_a_folder_that_is_not_there(root, tmp_path, capsys):
+    good, nowhere = root / SUITE / "good", tmp_path / "nowhere"
+    assert command("validate", nowhere, good) == 2
+    shown = capsys.readouterr()
+    assert shown.out == f"{good}: valid\n"
+    assert shown.err == (
+        f"icl-bench validate: no submission at {nowhere}: there is no such folder\n"
+    )
+
+
+def test_an_entry_in_the_folder_of_another_suite_is_no_valid_one(root, tmp_path, capsys):
+    """What the board refuses, validate finds before."""
+    misplaced = tmp_path / "table2-v0" / "good"
+    shutil.copytree(root / SUITE / "good", misplaced)
+    assert command("validate", misplaced) == 1
+    told = f"belongs to {SUITE}: move it from table2-v0 to that folder"
+    assert capsys.readouterr().out == f"{misplaced}: {told}\n"
+    with pytest.raises(ValueError, match=f"belongs to {SUITE}"):
+        render_board(tmp_path, tmp_path / "out")
+    anywhere = shutil.copytree(misplaced, tmp_path / "drafts" / "good")
+    assert command("validate", anywhere) == 0
+    runs = method_runs(tmp_path / "runs")
+    with pytest.raises(ValueError, match=told):
+        command("submit", *runs, "--suite", SUITE, "--out", tmp_path / "table2-v0" / "new")
+    assert [path.name for path in misplaced.parent.iterdir()] == ["good"]
+
+
+def test_everything_about_ones_own_learner_can_be_said(tmp_path):
+    runs = method_runs(
+        tmp_path / "runs", seeds=(0,), meta_train=None, parameters=None, state_size=None
+    )
+    said = ("--meta-train", DIGITS, "--parameters", 12, "--state-size", 3, "--deterministic")
+    out = tmp_path / "mine"
+    assert command("submit", *runs, "--suite", SUITE, "--out", out, *said) == 0
+    entry = read_submission(out).entry
+    assert entry is not None
+    assert (entry.meta_train, entry.parameters, entry.state_size) == (DIGITS, 12, 3)
+    assert entry.deterministic
+    assert command("submit", *runs, "--suite", SUITE, "--out", tmp_path / "same") == 0
+    same = read_submission(tmp_path / "same").entry
+    assert same is not None
+    assert not same.deterministic
 
 
 def test_submit_refuses_to_overwrite(tmp_path, monkeypatch):

@@ -1,7 +1,10 @@
 """The command line: every subcommand on small things, and its errors, one line each."""
 
 import contextlib
+import dataclasses
+import inspect
 import io
+import os
 import re
 import shlex
 import subprocess
@@ -13,13 +16,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import icl_bench
 from icl_bench import __main__ as cli
 from icl_bench import registry
 from icl_bench.catalog import DATASETS, SUITES
+from icl_bench.envs.source import EnvArgs
+from icl_bench.envs.supervised import SupervisedVectorEnv
 from icl_bench.evaluation import verify as verification
 from icl_bench.evaluation.protocol import evaluation_fingerprint
 from icl_bench.evaluation.result import Result
 from icl_bench.leaderboard.runs import load_run
+from icl_bench.registration import ARGUMENTS
 
 COMMANDS = (
     "list",
@@ -100,6 +107,10 @@ def peeks(x, prev_y):
 
 def breaks(x, prev_y):
     raise ValueError("of the user's own")
+
+def only_digits(x, prev_y):
+    logits = my_learner(x, prev_y)
+    return logits if len(x[0].unique(dim=0)) > 20 else logits * torch.nan  # Random has 10 points
 
 def one_class_short(x, prev_y):
     return my_learner(x, prev_y)[..., :9]
@@ -208,7 +219,7 @@ def test_show_says_what_was_probably_meant(fails) -> None:
 
 def test_sample_draws_a_picture(run, tmp_path) -> None:
     sizes = {}
-    for steps in (20, 40, 500):
+    for steps in (20, 40, 100):
         out = tmp_path / "new" / f"{steps}.png"
         status, printed, err = run("sample", DIGITS, "--out", out, "--steps", steps)
         assert (status, printed, err) == (0, f"{out}\n", "")
@@ -216,14 +227,14 @@ def test_sample_draws_a_picture(run, tmp_path) -> None:
             assert (picture.format, picture.mode) == ("PNG", "RGB")
             assert np.asarray(picture).std() > 10
             sizes[steps] = picture.size
-    assert sizes[20][0] == sizes[40][0] == sizes[500][0] > 1000
+    assert sizes[20][0] == sizes[40][0] == sizes[100][0] > 1000
     row = sizes[40][1] - sizes[20][1]
     assert row > 100
-    assert sizes[500][1] == sizes[20][1] + 4 * row  # the 100 steps of the episode
+    assert sizes[100][1] == sizes[20][1] + 4 * row
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
+        "100.png",
         "20.png",
         "40.png",
-        "500.png",
     ]
 
 
@@ -240,9 +251,52 @@ def test_sample_refuses_before_it_writes(fails, tmp_path) -> None:
     assert "'episode.gif'" in fails("sample", DIGITS, "--out", tmp_path / "episode.gif")
     out = ("--out", tmp_path / "episode.png")
     assert "-3" in fails("sample", DIGITS, "--episode", "-3", *out)
-    assert "steps must be at least 1" in fails("sample", DIGITS, "--steps", "0", *out)
+    for steps in ("0", "101"):
+        assert f"--steps must be 1 to 100, the steps of an episode: {steps}" in fails(
+            "sample", DIGITS, "--steps", steps, *out
+        )
+    assert f"--episode must be in [0, 2^63), not {10**20 - 1}" in fails(
+        "sample", DIGITS, "--episode", 10**20 - 1, *out
+    )
     assert "icl-bench download SVHN" in fails("sample", "SVHN-Proj8-v0", *out)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_data_folder_that_is_not_there_is_told(fails, tmp_path) -> None:
+    nowhere = tmp_path / "nowhere"
+    told = f"there is no data folder {nowhere}"
+    assert told in fails("list", "--data-dir", nowhere)
+    assert told in fails(
+        "sample", "MNIST-Proj8-v0", "--data-dir", nowhere, "--out", tmp_path / "a.png"
+    )
+    suite = ("--suite", "table2-proj8-v0", "--missing", "skip", "--runs", tmp_path / "runs")
+    assert told in fails("evaluate", "chance", *suite, "--data-dir", nowhere)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_id_ends_with_whole_sentences(fails) -> None:
+    line = fails("show", "Foo")
+    assert "`icl-bench list` shows them all. Your own data: icl_bench.register_dataset(" in line
+
+
+@pytest.mark.parametrize("make", [icl_bench.make, lambda *a, **k: icl_bench.make_vec(*a, 2, **k)])
+def test_an_unknown_argument_is_named_with_those_that_there_are(make) -> None:
+    with pytest.raises(TypeError, match=r"has no argument foo; there are split, num_tasks, ") as e:
+        make(DIGITS, foo=1, bias=0.5)
+    assert "EnvArgs" not in str(e.value)
+
+
+def test_the_arguments_of_make_are_those_of_the_environments() -> None:
+    own = {field.name for field in dataclasses.fields(EnvArgs)}
+    shared = set(inspect.signature(SupervisedVectorEnv.__init__).parameters)
+    expected = own | shared - {"self", "env_id", "num_envs", "backend", "args"}
+    assert set(ARGUMENTS) == expected
+    documented = re.findall(r"- ``(\w+)=", inspect.getdoc(icl_bench.make))
+    assert documented == list(ARGUMENTS)
+    env = icl_bench.make(DIGITS, disable_env_checker=True, bias=0.5)
+    assert env.unwrapped.source.args.bias == 0.5
+    with pytest.raises(TypeError, match=r"arguments of icl_bench\.make_vec"):
+        icl_bench.make(DIGITS, backend="torch")
 
 
 # Downloads
@@ -315,14 +369,57 @@ def test_evaluate_a_module_in_training_mode(run, learners) -> None:
 def test_evaluate_other_splits_and_sizes(run, tmp_path) -> None:
     args = ("--env", DIGITS, "--runs", tmp_path, "--episodes", 48, "--split", "seen")
     status, out, _ = run("evaluate", "chance", *args)
-    assert (status, out.count("\n")) == (0, 1)  # boards show the split unseen only
-    (result,) = load_run(out.strip()).results
+    assert status == 0
+    assert "boards take" not in out  # they show the split unseen only
+    folder = out.splitlines()[-1]
+    (result,) = load_run(folder).results
     assert (result.split, len(result.label)) == ("seen", 48)
+    assert "at the last step, seen tasks" in out
+    assert re.search(rf"^Chance +{100 * result.accuracy():.1f} ± ", out, re.MULTILINE)
+    assert run("score", folder, "--split", "seen")[1] == out.rpartition(folder)[0]
+    status, _, err = run("score", folder)
+    assert status == 2
+    assert "no results on unseen tasks" in err
+
+
+def test_a_number_of_episodes_that_no_board_takes_is_told(run, tmp_path) -> None:
+    args = ("evaluate", "chance", "--env", DIGITS, "--runs", tmp_path, "--episodes")
+    assert f"chance: {DIGITS} has 48 episodes, boards take 256 or 1024." in run(*args, 48)[1]
+    assert "boards take" not in run(*args, 256)[1]
+
+
+def test_what_was_evaluated_before_an_error_is_kept(run, learners, tmp_path) -> None:
+    """Random, the second environment of the suite, is one too much for this learner."""
+    args = ("--suite", "digits-v0", "--episodes", 32)
+    status, out, err = run("evaluate", "users_learners:only_digits", *args)
+    assert (status, out) == (2, "")
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert f"1 of 2 environments are in {Path('runs') / folder.name}\n" in err
+    assert f"icl-bench evaluate: {RANDOM}: logits are NaN or infinite" in err
+    found = load_run(folder)
+    assert [result.env for result in found.results] == [DIGITS]
+    assert found.suite == "digits-v0"
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_anything_is_computed(
+    fails, tmp_path, monkeypatch
+) -> None:
+    called = []
+    monkeypatch.setattr("icl_bench.evaluation.protocol.evaluate", lambda *a, **k: called.append(a))
+    (tmp_path / "runs").touch()
+    fails("evaluate", "chance", "--env", DIGITS, "--runs", tmp_path / "runs")
+    assert called == []
 
 
 REFUSED = {
     "users_learners:peeks": "it must predict: changing it changed the logits of step t",
     "users_learners:one_class_short": "must have shape",
+    "users_learners:Model": (
+        "no learner but a class: write learner = Model(…) in users_learners and give "
+        "users_learners:learner"
+    ),
+    ".users_learners:my_learner": "'.users_learners:my_learner' is no learner: give chance, 1-nn",
+    ":my_learner": "':my_learner' is no learner: give chance, 1-nn",
     "users_learners:number": "it is a int, not a callable",
     "users_learners:nothing": "cannot import users_learners:nothing: module 'users_learners' has",
     "no_such_module:learner": "No module named 'no_such_module'",
@@ -333,20 +430,25 @@ REFUSED = {
 @pytest.mark.parametrize("learner", REFUSED)
 def test_refused_learners_leave_nothing(learner: str, fails, learners, tmp_path) -> None:
     assert REFUSED[learner] in fails("evaluate", learner, "--suite", "digits-v0")
-    assert not (tmp_path / "runs").exists()
+    assert list(tmp_path.glob("runs/*")) == []
 
 
 def test_the_users_own_errors_keep_their_traceback(learners, tmp_path) -> None:
     with pytest.raises(RuntimeError, match="users_learners:breaks failed") as caught:
         cli.main(["evaluate", "users_learners:breaks", "--env", DIGITS])
     assert str(caught.value.__cause__) == "of the user's own"
-    assert not (tmp_path / "runs").exists()
+    assert list(tmp_path.glob("runs/*")) == []
 
 
 @pytest.mark.parametrize(
     ("args", "reason"),
     [
-        (["--env", DIGITS, "--device", "abacus"], "--device 'abacus'"),
+        (
+            ["--env", DIGITS, "--device", "abacus"],
+            "--device must be cpu, cuda or cuda:N, not 'abacus'",
+        ),
+        (["--env", DIGITS, "--device", "mps"], "--device must be cpu, cuda or cuda:N, not 'mps'"),
+        (["--env", DIGITS, "--device", "cuda:99"], "--device cuda:99: this PyTorch sees"),
         (["--env", DIGITS, "--episodes", "1"], "at least 2"),
         (["--env", DIGITS, "--seed", "-1"], "seed must be"),
         (["--env", "Digits-Proj9-v0"], "did you mean Digits-Proj"),
@@ -503,6 +605,21 @@ def test_verify_reports_another_frozen_label(run, monkeypatch) -> None:
 
 
 # As programs
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    """``icl-bench list | head -1``: standard output is closed while it is written."""
+    read, write = os.pipe()
+    os.close(read)
+    made = subprocess.run(
+        [sys.executable, "-m", "icl_bench", "list"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(write)
+    assert (made.returncode, made.stderr) == (141, "")
 
 
 def test_the_command_is_installed() -> None:

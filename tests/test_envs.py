@@ -34,7 +34,7 @@ def test_gymnasium_checks_pass_without_a_warning(env_id: str) -> None:
     env = gymnasium.make(name, split="unseen", data_dir=data_folder())
     check_env(env.unwrapped)
     assert env.spec is not None
-    assert env.spec.kwargs["id"] == env_id
+    assert env.spec.kwargs["env_id"] == env_id
 
 
 @pytest.mark.parametrize("env_id", icl_bench.registry)
@@ -142,6 +142,66 @@ def test_vector_spaces() -> None:
     assert env.observation_space.contains(tokens)
     assert env.action_space.contains(env.action_space.sample())
     assert env.num_envs == 4
+
+
+def test_arrays_belong_to_the_caller() -> None:
+    """What a caller changes in place comes back in no later step."""
+    env = icl_bench.make_vec("Digits-Proj8-v0", 3, render_mode="rgb_array")
+    actions = np.zeros(3, dtype=np.int64)
+    env.reset()
+    _, _, terminated, truncated, info = env.step(actions)
+    task = info["task_id"].copy()
+    terminated |= True
+    truncated |= True
+    info["task_id"][:] = 77
+    info["label"][:] = 77
+    actions[:] = 3
+    _, _, terminated, truncated, info = env.step(actions)
+    assert not terminated.any()
+    assert not truncated.any()
+    assert (info["task_id"] == task).all()
+    assert (info["label"] < 10).all()
+    assert [p.tolist() for p in env.unwrapped.predictions] == [[0] * 3, [3] * 3]
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_vectors_of_gymnasium(mode: str) -> None:
+    made = gymnasium.make_vec(
+        "icl_bench/Digits-Proj8-v0", num_envs=2, vectorization_mode=mode, split="unseen"
+    )
+    try:
+        observation, _ = made.reset(seed=[0, 1])
+        assert observation.shape == (2, 74)
+    finally:
+        made.close()
+
+
+def test_a_refused_call_changes_nothing() -> None:
+    env = icl_bench.make("Digits-Proj8-v0").unwrapped
+    env.reset(seed=2)
+    before = env.state_dict()
+    with pytest.raises(ValueError, match="unknown options"):
+        env.reset(seed=5, options={"bad": 1})
+    with pytest.raises(ValueError, match="seed must be"):
+        env.load_state_dict({"seed": -1, "next_episode": 3})
+    assert env.state_dict() == before
+    assert env.sample(1).y.tolist() == env.episodes([1]).y.tolist()
+
+
+@pytest.mark.parametrize("name", ["seed", "task_seed", "episode_length", "num_tasks"])
+@pytest.mark.parametrize("value", [1.5, 50.0, True, "3"])
+def test_whole_numbers_are_asked_for(name: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=f"{name} must be a whole number"):
+        icl_bench.make("Digits-Proj8-v0", **{name: value})
+
+
+def test_whole_numbers_of_numpy() -> None:
+    ours = icl_bench.make("Digits-Proj8-v0", seed=3, episode_length=7, num_tasks=50).unwrapped
+    theirs = icl_bench.make(
+        "Digits-Proj8-v0", seed=np.int64(3), episode_length=np.int32(7), num_tasks=np.int16(50)
+    ).unwrapped
+    assert theirs.fingerprint == ours.fingerprint
+    assert torch.equal(theirs.sample(2).x, ours.sample(2).x)
 
 
 def test_stream() -> None:

@@ -174,6 +174,14 @@ def test_an_agent_gets_the_same_numbers(action: str, result: icl_bench.Result) -
         env.reset()
 
 
+def test_recording_does_not_name_the_task() -> None:
+    """Frozen episodes go task by task: an agent that knew would remember."""
+    env = icl_bench.RecordResult(icl_bench.make(DIGITS, split="unseen"), 16)
+    _, info = env.reset()
+    assert "task_id" not in info
+    assert "task_id" not in env.step(0)[4]
+
+
 def test_recording_refuses_what_is_not_the_protocol() -> None:
     env = icl_bench.RecordResult(icl_bench.make(DIGITS, split="unseen"), 2)
     with pytest.raises(ValueError, match="frozen episodes in order"):

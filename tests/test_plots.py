@@ -106,7 +106,7 @@ def test_lines_and_bands_are_the_statistics(tmp_path, drawn):
         "GPICL Transformer (reported)",
         "MAML (reported)",
         "95 % interval over tasks",
-        "chance",
+        "1/C (guessing)",
     ]
 
 
@@ -146,6 +146,35 @@ def test_axes_hold_every_curve(tmp_path, drawn):
         low, high = drawn[-1].axes[0].get_ylim()
         assert low == 0
         assert high == pytest.approx(1.015 * upper)
+
+
+def test_panels_of_a_row_share_their_upper_end(tmp_path, drawn):
+    finals = {"MNIST": 0.3, "KMNIST": 0.9, "Random": 0.15, "CIFAR10": 0.11, "SVHN": 0.22}
+    results = {
+        "m": {
+            f"{base}-Proj-v0": [simulated_result(np.full(5, final), seed=0, env=f"{base}-Proj-v0")]
+            for base, final in finals.items()
+        }
+    }
+    plots.plot_learning_curves(results, tmp_path / "a.png")
+    shown = [ax for ax in drawn[0].axes if ax.get_visible()]
+    uppers = [ax.get_ylim()[1] / 1.015 for ax in shown]
+    assert uppers == pytest.approx([100, 100, 100, 30, 30])  # three to a row
+    assert [list(ax.get_yticks()) for ax in shown[3:]] == [[0, 10, 20, 30]] * 2
+
+
+def test_titles_are_no_mathematics(tmp_path, drawn):
+    results = {r"\frac{1$ _x$": {ENVS[0]: [simulated_result(curve(0.5, 5), seed=0)]}}
+    plots.plot_learning_curves(results, tmp_path / "a.svg", title="$5 to $6 _{")
+    assert drawn[0].get_suptitle() == r"\$5 to \$6 _{"
+    assert drawn[0].legends[0].get_texts()[0].get_text() == r"\frac{1\$ _x\$"
+
+
+def test_seeds_with_more_episodes_are_drawn_on_the_common_ones(tmp_path, drawn):
+    long = simulated_result(curve(0.9, 5), seed=1)
+    short = long.head(128)
+    plots.plot_learning_curves({"m": {ENVS[0]: [long, short]}}, tmp_path / "a.png")
+    assert drawn[0].axes[0].lines[0].get_ydata() == pytest.approx(100 * short.learning_curve)
 
 
 def test_many_methods_look_different():

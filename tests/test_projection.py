@@ -168,6 +168,30 @@ def test_short_cut_keeps_copies_of_a_point_together() -> None:
     assert not torch.allclose(out[:, 0], out[:, 2], atol=0.1)
 
 
+@pytest.mark.parametrize("copies", [1, 3])
+def test_short_cut_of_copies_has_the_scale_of_the_whole_input(copies: int) -> None:
+    """E of the Gram matrix of A x̄ is that of x̄, made of equal blocks; mutant: that of a block."""
+    z = points()
+    dim = 32 * copies
+    out = projection.fresh_projection(z.expand(4000, 12, 32), 5, np.arange(4000), copies).double()
+    found = (out @ out.transpose(1, 2)).mean(dim=0)
+    gram = copies * (z.double() @ z.double().T)
+    norm = gram.diagonal()[:, None] * gram.diagonal()[None, :] + gram**2
+    error = (norm / dim / 4000).sqrt()
+    assert ((found - gram).abs() < 5 * error).all()
+    if copies > 1:
+        assert not ((found - gram / copies).abs() < 5 * error).all()
+
+
+def test_portable_parts_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few normals are made at once, the matrices are the same."""
+    monkeypatch.setattr(projection, "_kernels", lambda: None)
+    whole = projection.normals(7, IDS[:5], 30, 20, copies=3, scale=0.5)
+    for at_once in (1, 500, 4000):
+        monkeypatch.setattr(projection, "PORTABLE_NORMALS", at_once)
+        assert torch.equal(projection.normals(7, IDS[:5], 30, 20, copies=3, scale=0.5), whole)
+
+
 def test_short_cut_with_a_jitter_would_be_rejected() -> None:
     """A mutant: with a jitter on the diagonal copies of a point differ."""
     x = points()[[0, 0]].double()

@@ -91,6 +91,26 @@ def test_accuracies_by_hand():
     assert (result.accuracy(), result.accuracy(1)) == (1.0, 0.25)
 
 
+def test_steps_that_there_are_not_are_told():
+    result = result_of(np.ones((2, 100), dtype=bool), np.arange(2))
+    assert result.accuracy(99) == result.accuracy(-100) == 1.0
+    for step in (100, -101):
+        with pytest.raises(
+            IndexError, match=rf"no step {step}: steps are 0 … 99; after 99 examples is step 99"
+        ):
+            result.accuracy(step)
+
+
+def test_the_first_episodes_are_a_result_of_their_own():
+    result = random_result(16)
+    head = result.head(5)
+    assert head.episode.tolist() == result.episode[:5].tolist()
+    for name in ("task", "label", "prediction", "log_probs"):
+        assert np.array_equal(getattr(head, name), getattr(result, name)[:5])
+    assert head.env_kwargs == result.env_kwargs
+    assert_same(result.head(99), result)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [

@@ -202,6 +202,30 @@ def test_repeated_points() -> None:
             assert torch.allclose(rows, rows[:1].expand_as(rows), atol=1e-6)
 
 
+@pytest.mark.parametrize("split", ["seen", "val", "unseen"])
+def test_repeats_never_touch_evaluation(split: str) -> None:
+    source = make(split=split, repeat=1.0)
+    assert not source.plan(np.arange(50)).repeated.any()
+    assert not source.plan(np.arange(50), 1.0).repeated.any()
+
+
+def test_the_fixed_permutation_belongs_to_the_task_set() -> None:
+    """Two streams of one task set share it; another task set has another."""
+    tasks = np.arange(500)
+    rho = make(bias=0.9).permutations(tasks)
+    assert (make(bias=0.9, seed=5).permutations(tasks) == rho).all()
+    assert (make(bias=0.9, task_seed=1).permutations(tasks) == rho).mean() < 0.5
+
+
+def test_a_task_met_again_by_the_short_cut_has_other_normals() -> None:
+    """Validation tasks repeat: with the normals of the first time inputs would be correlated."""
+    source = make(split="val", num_tasks=None, view=LARGE)
+    plan = source.plan(np.array([3]))
+    later = dataclasses.replace(plan, episode=plan.episode + sampler.VAL_TASKS)
+    first, second = source.realise(plan).x, source.realise(later).x
+    assert abs(float(torch.corrcoef(torch.stack([first.ravel(), second.ravel()]))[0, 1])) < 0.1
+
+
 def test_random_tasks() -> None:
     """10 points per task, uniform in [0, 1]^D with uniform labels, drawn with replacement."""
     source = make(synthetic=True, split="unseen", episode_length=100)

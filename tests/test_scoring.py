@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import shutil
 from pathlib import Path
@@ -27,7 +28,7 @@ from icl_bench.leaderboard.scoring import (
     score_suite,
 )
 from icl_bench.leaderboard.submission import make_submission
-from icl_bench.leaderboard.tables import board_from_runs
+from icl_bench.leaderboard.tables import board_from_runs, columns_of, methods_of
 
 
 def last_step(right_per_task: list[int], num_tasks: int = 16, shift: int = 0) -> np.ndarray:
@@ -232,11 +233,39 @@ def test_deterministic_entries_have_one_value(tmp_path):
     assert score.columns[DIGITS].seed_accuracy == (0.625,)
 
 
+def test_seeds_of_256_and_of_1024_episodes_share_the_first_256():
+    large = last_step([8] * 16 + [2] * 48, num_tasks=64)
+    small = last_step([4] * 16)
+    mixed = score_column([frozen_result(DIGITS, large), frozen_result(DIGITS, small)], 256)
+    for order in ([large, small], [small, large]):
+        column = score_column([frozen_result(DIGITS, correct) for correct in order], 256)
+        assert sorted(column.seed_accuracy) == [0.25, 0.5]
+        assert column.accuracy == mixed.accuracy
+        assert column.extended is None  # only one of them has more
+    both = score_column([frozen_result(DIGITS, large)] * 2, 256)
+    assert both.extended is not None
+
+
+def test_mixed_numbers_of_episodes_are_told(tmp_path):
+    runs = [
+        load_run(path)
+        for seed, number in ((0, 256), (1, 1024))
+        for path in method_runs(tmp_path / str(seed), seeds=(seed,), num_episodes=number)
+    ]
+    text = board_from_runs(runs)
+    assert (
+        f"gpicl: {DIGITS}: seeds have 256 and 1024 episodes; the table shows the first 256" in text
+    )
+
+
 def test_seeds_on_other_episodes_are_refused():
     one = frozen_result(DIGITS, random_correct(0.5, 0))
     other = frozen_result(RANDOM, random_correct(0.5, 0))
     with pytest.raises(ValueError, match="not evaluated on identical episodes"):
         score_column([one, other], 256)
+    shorter = frozen_result(DIGITS, random_correct(0.5, 0, 128))
+    with pytest.raises(ValueError, match="not evaluated on identical episodes"):
+        score_column([one, shorter], 256)
 
 
 # --- straight from run folders
@@ -270,7 +299,7 @@ def test_runs_that_are_no_standard_evaluation_are_told(tmp_path):
     run = load_run(run_folder(tmp_path, [result], entry_info(), suite=None))
     text = board_from_runs([run])
     assert "±" not in text.splitlines()[4]  # no interval from a single task
-    assert f"gpicl: {DIGITS} has 16 episodes, boards ask for 256." in text
+    assert f"gpicl: {DIGITS} has 16 episodes, boards take 256 or 1024." in text
     assert f"gpicl: {DIGITS} is not the standard evaluation of this version." in text
 
 
@@ -280,6 +309,101 @@ def test_incomplete_seeds_are_told_and_not_averaged(tmp_path):
     )
     text = board_from_runs([load_run(run) for run in runs])
     assert f"gpicl: only 1 of 2 seeds have {RANDOM}." in text
+
+
+def test_runs_of_one_name_with_other_settings_are_never_averaged(tmp_path):
+    runs = [
+        load_run(path)
+        for seed, code in ((0, "sgd --optimizer adam"), (1, "sgd --optimizer sgd"))
+        for path in method_runs(tmp_path / str(seed), "sgd", seeds=(seed,), code=code)
+    ]
+    told = "they differ in code: 'sgd --optimizer adam' and 'sgd --optimizer sgd'"
+    with pytest.raises(ValueError, match=told):
+        board_from_runs(runs)
+    with pytest.raises(ValueError, match=told):  # in the words of submit
+        make_submission([run.path for run in runs], tmp_path / "out", SUITE)
+    assert len(methods_of([dataclasses.replace(r, entry=runs[0].entry) for r in runs])) == 1
+
+
+def test_runs_of_one_name_for_other_suites_are_rows_apart(tmp_path):
+    good, poor = last_step([16] * 16), last_step([4] * 16)
+    runs = [
+        load_run(run_folder(tmp_path, [frozen_result(DIGITS, good)], entry_info(code="a"))),
+        load_run(run_folder(tmp_path, [frozen_result(RANDOM, poor)], entry_info(code="b"), None)),
+    ]
+    text = board_from_runs(runs)
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "GPICL (gpicl, digits-v0) 100.0 ± 0.0 –" in lines
+    assert "GPICL (gpicl, no suite) – 25.0 ± 0.0" in lines
+    same = [dataclasses.replace(run, entry=entry_info()) for run in runs]
+    assert "GPICL 100.0 ± 0.0 25.0 ± 0.0" in [
+        " ".join(line.split()) for line in board_from_runs(same).splitlines()
+    ]
+
+
+def test_two_methods_of_one_title_are_told_apart(tmp_path):
+    runs = [
+        load_run(path)
+        for name in ("small", "large")
+        for path in method_runs(tmp_path, name, seeds=(0,), title="Transformer")
+    ]
+    assert [m.title for m in methods_of(runs)] == ["Transformer (small)", "Transformer (large)"]
+
+
+def test_the_larger_evaluation_is_told_beside_the_first_episodes(tmp_path):
+    correct = last_step([8] * 16 + [2, 4] * 24, num_tasks=64)
+    run = load_run(run_folder(tmp_path, [frozen_result(DIGITS, correct)], entry_info()))
+    text = board_from_runs([run])
+    whole = statistics.task_interval(correct[:, -1], np.arange(1024) // 16)
+    mean, half = 100 * whole.mean, 100 * whole.half_width
+    assert f"{mean:.1f}" == "26.6"
+    assert (
+        f"gpicl: {DIGITS}: the table shows the first 256 of 1024 episodes; "
+        f"all: {mean:.1f} ± {half:.1f}."
+    ) in text
+    assert "50.0 ± 0.0" in text
+    assert "boards take" not in text
+
+
+def test_numbers_of_episodes_that_no_board_takes_are_told(tmp_path):
+    for number in (32, 320):
+        result = frozen_result(DIGITS, random_correct(0.5, 0, number))
+        run = load_run(run_folder(tmp_path / str(number), [result], entry_info()))
+        text = board_from_runs([run])
+        assert f"gpicl: {DIGITS} has {number} episodes, boards take 256 or 1024." in text
+
+
+def test_runs_without_results_are_told(tmp_path):
+    """A seed that has diverged left a folder, but no result."""
+    (good,) = method_runs(tmp_path, seeds=(0,))
+    diverged = run_folder(tmp_path, [], entry_info(seed=1))
+    text = board_from_runs([load_run(good), load_run(diverged)])
+    assert f"{diverged}: no results on unseen tasks" in text
+    assert f"{good}: no results" not in text
+
+
+def test_other_splits_are_shown_when_asked_for(tmp_path):
+    unseen = frozen_result(DIGITS, last_step([4] * 16))
+    seen = dataclasses.replace(frozen_result(DIGITS, last_step([12] * 16)), split="seen")
+    run = load_run(run_folder(tmp_path, [unseen, seen], entry_info()))
+    for split, shown, other in (("unseen", "25.0", "75.0"), ("seen", "75.0", "25.0")):
+        text = board_from_runs([run], split=split)
+        assert f"{split} tasks" in text
+        assert shown in text
+        assert other not in text
+        assert "standard" not in text
+    with pytest.raises(ValueError, match="no results on val tasks"):
+        board_from_runs([run], split="val")
+
+
+def test_environments_of_meta_training_come_first(tmp_path):
+    def shown(meta_train: str) -> list[str]:
+        entry = entry_info(meta_train=meta_train)
+        results = [frozen_result(env, random_correct(0.5, 0)) for env in ENVS]
+        return columns_of([load_run(run_folder(tmp_path, results, entry, None))], None, "unseen")[1]
+
+    assert shown(RANDOM) == [RANDOM, DIGITS]
+    assert shown(DIGITS) == [DIGITS, RANDOM]
 
 
 def test_nothing_to_show_is_an_error(tmp_path):

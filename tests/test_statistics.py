@@ -139,6 +139,50 @@ def test_interval_is_what_a_loop_gives():
     assert interval.mean == pytest.approx(values.mean(), abs=1e-12)
 
 
+def whole_sums(scale: int, num_tasks: int) -> np.ndarray:
+    """Task sums of differences: whole numbers over ``scale``; one column hardly varies."""
+    rng = np.random.default_rng(scale)
+    sums = rng.integers(-PER_TASK * scale, PER_TASK * scale + 1, (num_tasks, 40))
+    sums[:, 0] = 7
+    sums[1:, 1] = 7
+    return sums / scale
+
+
+@pytest.mark.parametrize("num_tasks", [5, 16, 64])
+@pytest.mark.parametrize("scale", [1, 2, 3, 5, 12])
+def test_counted_quantiles_are_the_sorted_ones(scale, num_tasks):
+    sums = whole_sums(scale, num_tasks)
+    assert st._whole_scale(sums) == scale
+    tail, per_total = st.expanded_tail(num_tasks), scale * num_tasks * PER_TASK
+    counted = st._whole_quantiles(np.rint(sums * scale), tail)
+    replicates = st.bootstrap_weights(num_tasks) @ sums / PER_TASK
+    expected = np.quantile(replicates, [tail, 1 - tail], axis=0)
+    np.testing.assert_allclose(counted / per_total, expected, rtol=0, atol=1e-12)
+    assert counted[0, 0] == counted[1, 0]
+    if num_tasks > 5:  # five tasks have 126 different resamples: bounds lie far apart
+        one_rank_more = st._whole_quantiles(np.rint(sums * scale), tail + 1e-4)
+        assert np.abs(one_rank_more / per_total - expected).max() > 1e-6
+        if scale == 12:
+            assert np.abs(counted - np.rint(counted)).max() > 1e-3  # between two totals
+
+
+def test_both_ways_to_quantiles_give_the_same_interval(monkeypatch):
+    values = np.random.default_rng(0).random((3, len(TASK), 20)) < 0.7
+    counted = st.curve_interval(values, TASK)
+    monkeypatch.setattr(st, "_whole_scale", lambda sums: None)
+    np.testing.assert_allclose(counted, st.curve_interval(values, TASK), rtol=0, atol=1e-12)
+
+
+def test_sums_that_are_not_whole_are_sorted():
+    rng = np.random.default_rng(0)
+    assert st._whole_scale(rng.random((K, 3))) is None
+    assert st._whole_scale(np.full((K, 1), 1 / 13)) is None  # no small denominator
+    assert st._whole_scale(np.full((K, 1), st.MAX_TOTAL / K)) == 1
+    assert st._whole_scale(np.full((K, 1), st.MAX_TOTAL / K + 1)) is None  # too many to count
+    mixed = np.concatenate([np.full((K, 1), 1 / 3), np.full((K, 1), 1 / 4)], axis=1)
+    assert st._whole_scale(mixed) == 12
+
+
 def test_unequal_tasks_are_resampled_as_a_ratio():
     rng = np.random.default_rng(1)
     task = rng.integers(0, 20, 120)

@@ -23,6 +23,7 @@ from synthetic_runs import (
     run_folder,
 )
 
+import icl_bench
 from icl_bench.evaluation import protocol
 from icl_bench.evaluation.result import log_prob_steps
 from icl_bench.leaderboard.entry import EntryInfo, to_toml
@@ -120,9 +121,10 @@ def test_what_is_no_run_is_refused(tmp_path):
     (tmp_path / "meta.json").write_text('{"suite": null}')
     with pytest.raises(ValueError, match=r"meta\.json: entry is missing"):
         load_run(tmp_path)
-    (tmp_path / "meta.json").write_text("{")
-    with pytest.raises(ValueError, match=r"meta\.json: "):
-        load_run(tmp_path)
+    for damaged in ("{", "[]", "3", "[" * 100_000):
+        (tmp_path / "meta.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r"meta\.json is damaged: "):
+            load_run(tmp_path)
     with pytest.raises(ValueError, match=r"meta\.json has versions already"):
         write_meta(tmp_path, entry_info(), None, {}, versions=1)
 
@@ -142,6 +144,45 @@ def test_a_seed_may_have_several_runs_but_no_environment_twice(tmp_path):
     assert set(results_by_seed([one, other])[0]) == set(ENVS)
     with pytest.raises(ValueError, match=r"both hold gpicl with seed 0 on Digits"):
         results_by_seed([one, other, again])
+
+
+# --- results of one's own
+
+
+def test_results_of_ones_own_become_a_run_and_a_submission(tmp_path):
+    saved = []
+    for seed in (3, 4):
+        results = [frozen_result(env, random_correct(0.5, seed)) for env in ENVS]
+        saved.append(
+            icl_bench.save_run(
+                results, tmp_path / "runs", name="mine", suite=SUITE, seed=seed, title="My method"
+            )
+        )
+    assert re.fullmatch(r"digits-v0__mine__3__\d{8}T\d{6}Z", saved[0].name)
+    run = load_run(saved[1])
+    assert (run.suite, run.entry.title, run.entry.seed) == (SUITE, "My method", 4)
+    assert (run.entry.external_data, run.entry.deterministic) == ("not stated", False)
+    for found, result in zip(run.results, results, strict=True):
+        np.testing.assert_array_equal(found.prediction, result.prediction)
+    meta = json.loads((saved[0] / "meta.json").read_text())
+    assert meta["fingerprints"] == {e: protocol.evaluation_fingerprint(e) for e in ENVS}
+    assert validate(make_submission(saved, tmp_path / "mine", SUITE)) == []
+
+
+def test_results_that_make_no_run_leave_nothing(tmp_path):
+    result = frozen_result(DIGITS, random_correct(0.5, 0))
+    root = tmp_path / "runs"
+    for results, fields, message in (
+        ([], {}, "no results to save"),
+        ([result, result], {}, "two results of Digits-Proj8-v0, split unseen"),
+        ([result], {"name": "My Name"}, "name must be at most 64 lower-case"),
+        ([result], {"suite": "digits-v9"}, "unknown suite 'digits-v9'"),
+        ([result], {"weights": 3}, "unknown key 'weights'"),
+        ([result], {"seed": -1}, "seed must be a whole number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            icl_bench.save_run(results, root, **{"name": "mine"} | fields)
+    assert not root.exists()
 
 
 # --- making a submission

@@ -76,7 +76,13 @@ def dataset(name: str) -> DataSet:
 
 
 def data_folders(data_dir: str | os.PathLike[str] | None = None) -> list[Path]:
-    """Folders in which data sets are looked for, in order."""
+    """Folders in which data sets are looked for, in order.
+
+    Raises:
+        FileNotFoundError: If a folder was given that there is not.
+    """
+    if data_dir and not Path(data_dir).expanduser().is_dir():
+        raise FileNotFoundError(f"there is no data folder {data_dir}: give another data_dir")
     folders = [data_dir, os.environ.get(DATA_VARIABLE), cache_dir()]
     return [Path(folder).expanduser() for folder in folders if folder]
 

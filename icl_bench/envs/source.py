@@ -49,6 +49,23 @@ class EnvArgs:
         return {n: getattr(self, n) for n in fields if getattr(self, n) != getattr(default, n)}
 
 
+def env_args(**given: Any) -> EnvArgs:
+    """Arguments of ``make`` as the user gave them, checked; NumPy's whole numbers become Python's.
+
+    Raises:
+        TypeError: For an argument that must be a whole number and is not, or an unknown one.
+    """
+    for name, value in given.items():
+        optional = name in ("num_tasks", "episode_length") and value is None
+        if name in ("num_tasks", "episode_length", "seed", "task_seed") and not optional:
+            if isinstance(value, bool) or not isinstance(value, int | np.integer):
+                raise TypeError(f"{name} must be a whole number, not {value!r}")
+            given[name] = int(value)
+        if name == "normalize" and not isinstance(value, bool):
+            raise TypeError(f"normalize must be True or False, not {value!r}")
+    return EnvArgs(**given)
+
+
 def fingerprint(spec: EnvSpec, args: EnvArgs) -> str:
     """SHA-256 of all that changes a number of an evaluation, as canonical JSON.
 
@@ -153,8 +170,9 @@ class EpisodeSource:
 
     def reseed(self, seed: int) -> None:
         """Go to the first episode of another stream."""
+        distribution = dataclasses.replace(self.sampler.distribution, seed=seed)
         self.args = dataclasses.replace(self.args, seed=seed)
-        self.sampler.distribution = dataclasses.replace(self.sampler.distribution, seed=seed)
+        self.sampler.distribution = distribution
         self.next_episode = 0
 
     def at_seed(self, seed: int) -> "EpisodeSource":
@@ -245,6 +263,8 @@ def check_device(device: torch.device | str) -> torch.device:
 def check_ids(ids: Any) -> Int[np.ndarray, " B"]:
     """Episode ids as int64, at least one, none negative."""
     array = np.asarray(ids.cpu() if isinstance(ids, Tensor) else ids)
+    if array.dtype == object and any(isinstance(k, int) and abs(k) >= 2**63 for k in array.flat):
+        raise ValueError(f"episode ids must be in [0, 2^63): {ids!r}")
     if array.ndim != 1 or len(array) == 0 or array.dtype.kind not in "iu":
         raise ValueError(f"episode ids must be a non-empty sequence of integers, not {ids!r}")
     if array.min() < 0 or array.max() >= 2**63:

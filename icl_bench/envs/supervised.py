@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from icl_bench.envs.render import draw_episode
-from icl_bench.envs.source import EnvArgs, EpisodeSource, SamplesEpisodes
+from icl_bench.envs.source import EpisodeSource, SamplesEpisodes, check_ids, env_args
 from icl_bench.episodes import one_hot_labels
 
 # Gymnasium asks for finite bounds. Projected inputs have about unit variance; this is never met.
@@ -44,7 +44,7 @@ class SupervisedVectorEnv(VectorEnv[Any, Any, Any], SamplesEpisodes):
 
     def __init__(
         self,
-        id: str,
+        env_id: str,
         num_envs: int = 1,
         *,
         device: str | torch.device = "cpu",
@@ -62,7 +62,7 @@ class SupervisedVectorEnv(VectorEnv[Any, Any, Any], SamplesEpisodes):
             raise ValueError(f'backend must be "numpy" or "torch", not {backend!r}')
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f'render_mode must be None or "rgb_array", not {render_mode!r}')
-        self.source = EpisodeSource(id, EnvArgs(**args), device=device, data_dir=data_dir)
+        self.source = EpisodeSource(env_id, env_args(**args), device=device, data_dir=data_dir)
         self.num_envs = num_envs
         self.action_kind = action
         self.backend = backend
@@ -100,11 +100,8 @@ class SupervisedVectorEnv(VectorEnv[Any, Any, Any], SamplesEpisodes):
             ValueError: For unknown options and for seeds or ids that are not one per call.
         """
         options = dict(options or {})
-        if seed is not None:
-            if not isinstance(seed, int | np.integer):
-                raise ValueError(f"one seed for the whole stream, not {seed!r}")
-            VectorEnv.reset(self, seed=int(seed))
-            self.source.reseed(int(seed))
+        if seed is not None and not isinstance(seed, int | np.integer):
+            raise ValueError(f"one seed for the whole stream, not {seed!r}")
         mask = options.pop("reset_mask", None)
         if mask is not None and not np.all(mask):
             raise ValueError("episodes go in lock-step: reset_mask must select all of them")
@@ -113,10 +110,15 @@ class SupervisedVectorEnv(VectorEnv[Any, Any, Any], SamplesEpisodes):
             ids = [options.pop("episode_id")]
         if options:
             raise ValueError(f"unknown options of reset: {', '.join(map(str, options))}")
+        if ids is not None:
+            ids = check_ids(ids)
+            if len(ids) != self.num_envs:
+                raise ValueError(f"{len(ids)} episode ids for {self.num_envs} episodes")
+        if seed is not None:  # when all else holds: a refused call changes nothing
+            self.source.reseed(int(seed))
+            VectorEnv.reset(self, seed=int(seed))
         if ids is None:
             ids = self.source.take(self.num_envs)
-        if len(ids) != self.num_envs:
-            raise ValueError(f"{len(ids)} episode ids for {self.num_envs} episodes")
         self.plan = self.source.plan(ids)
         batch = self.source.sampler.realise(self.plan)
         tokens = batch.tokens()
@@ -125,11 +127,10 @@ class SupervisedVectorEnv(VectorEnv[Any, Any, Any], SamplesEpisodes):
         self._tokens = self._output(torch.cat([tokens, last], dim=1))
         self._y, self._task = self._output(batch.y), self._output(batch.task_id)
         self._length = batch.y.shape[1]
-        self._never = self._output(torch.zeros(self.num_envs, dtype=torch.bool))
         self.predictions: list[Any] = []
         self.t = 0
         info = {"episode_id": self._output(torch.from_numpy(self.plan.episode))}
-        return self._observation(), {**info, "task_id": self._task}
+        return self._observation(), {**info, "task_id": _copy(self._task)}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Predict the labels of step t; the next token reveals them.
@@ -142,17 +143,18 @@ class SupervisedVectorEnv(VectorEnv[Any, Any, Any], SamplesEpisodes):
         if self.t < 0 or self.t == self._length:
             why = "before the first reset" if self.t < 0 else f"after all {self._length} steps"
             raise gymnasium.error.ResetNeeded(f"step was called {why}: call reset first")
-        y = self._y[:, self.t]
+        y = _copy(self._y[:, self.t])
         prediction, reward = self._judge(actions, y)
-        self.predictions.append(prediction)
-        info = {"label": y, "task_id": self._task, "t": np.full(self.num_envs, self.t)}
+        self.predictions.append(_copy(prediction))
+        info = {"label": y, "task_id": _copy(self._task), "t": np.full(self.num_envs, self.t)}
         self.t += 1
-        terminated = ~self._never if self.t == self._length else self._never
-        return self._observation(), reward, terminated, self._never, info
+        # Arrays of the caller's own, who may change them in place.
+        never = torch.zeros(self.num_envs, dtype=torch.bool)
+        terminated = self._output(never + (self.t == self._length))
+        return self._observation(), reward, terminated, self._output(never), info
 
     def _observation(self) -> Any:
-        token = self._tokens[:, self.t]
-        return token.clone() if isinstance(token, Tensor) else token.copy()
+        return _copy(self._tokens[:, self.t])
 
     def _output(self, tensor: Tensor) -> Any:
         return tensor.to(self.source.device) if self.backend == "torch" else tensor.cpu().numpy()
@@ -214,16 +216,20 @@ class SupervisedVectorEnv(VectorEnv[Any, Any, Any], SamplesEpisodes):
         )
 
 
+def _copy(values: Any) -> Any:
+    return values.clone() if isinstance(values, Tensor) else values.copy()
+
+
 class SupervisedEnv(gymnasium.Env[Any, Any], SamplesEpisodes):
     """One episode at a time; see ``SupervisedVectorEnv``, of which this is row 0."""
 
     # Declared by Gymnasium as an instance variable.
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012
 
-    def __init__(self, id: str, **kwargs: Any) -> None:
+    def __init__(self, env_id: str, **kwargs: Any) -> None:
         if "backend" in kwargs or "num_envs" in kwargs:
             raise TypeError("num_envs and backend are arguments of icl_bench.make_vec")
-        self.vector = SupervisedVectorEnv(id, 1, **kwargs)
+        self.vector = SupervisedVectorEnv(env_id, 1, **kwargs)
         self.source = self.vector.source
         self.render_mode = self.vector.render_mode
         self.observation_space = self.vector.single_observation_space

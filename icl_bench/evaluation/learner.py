@@ -10,8 +10,15 @@ from torch import Tensor
 
 from icl_bench.tasks import counter, projection
 
-# Largest change of a logit, relative to the largest logit of its episode, that counts as rounding.
+# Largest change of a logit that counts as rounding, relative to the range of its episode.
 TOLERANCE = 1e-6
+
+# Logits this far below the largest of their step say the same: never. A mask of −10^9 must not
+# hide what happens to the others.
+NEVER = 50.0
+
+# Share of steps whose prediction may change by rounding, where two classes are equally likely.
+TIES = 1e-3
 
 
 class LearnerError(ValueError):
@@ -70,7 +77,8 @@ def check_causality(
 
     What a logit must not depend on is replaced by noise of the same size: the other episodes of
     the batch, inputs and labels of later steps, and the label y_t itself, each episode at steps of
-    its own. Every logit must stay within ``TOLERANCE`` of the scale of its episode.
+    its own. Every logit, relative to the largest of its step, must stay within ``TOLERANCE`` of the
+    range of its episode, and so must all but ``TIES`` of the predictions.
 
     Args:
         learner: The learner.
@@ -98,10 +106,13 @@ def check_causality(
         return call_learner(learner, inputs, previous, num_classes)
 
     base = run(x, prev_y) if scored is None else scored
-    limit = TOLERANCE * base.abs().amax(dim=(1, 2), keepdim=True)
+    margins, predicted = _margins(base), base.argmax(dim=2)
+    limit = TOLERANCE * margins.abs().amax(dim=(1, 2), keepdim=True)
 
     def differs(logits: Tensor, where: Tensor) -> bool:
-        return bool((((logits - base).abs() > limit).any(dim=2) & where).any())
+        changed = ((_margins(logits) - margins).abs() > limit).any(dim=2) & where
+        turned = (logits.argmax(dim=2) != predicted) & where
+        return bool(changed.any()) or int(turned.sum()) > max(1.0, TIES * int(where.sum()))
 
     steps = torch.arange(length, device=x.device)[None, :]
     everywhere = torch.ones_like(prev_y, dtype=torch.bool)
@@ -150,6 +161,11 @@ def check_causality(
         for inputs, previous, message in trials:
             if differs(run(inputs, previous), past):
                 raise LearnerError(message)
+
+
+def _margins(logits: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+    """Logits relative to the largest of their step, in [−NEVER, 0]."""
+    return (logits - logits.amax(dim=2, keepdim=True)).clamp_min(-NEVER)
 
 
 class Chance:

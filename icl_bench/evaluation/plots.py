@@ -31,7 +31,7 @@ DASHES: tuple[tuple[float, ...], ...] = (
     (9, 2.5),
 )
 MARKERS = ("o", "s", "D", "^", "v", "P")
-BAND, CHANCE = "95 % interval over tasks", "chance"
+BAND, CHANCE = "95 % interval over tasks", "1/C (guessing)"
 INK, FAINT = "#333333", "#D9D9D9"
 DPI = 150
 
@@ -60,12 +60,12 @@ def plot_learning_curves(
 
     Every method is the mean over its meta-training seeds with a 95 % band, step by step, for the
     given checkpoints (bootstrap clustered on tasks; no band where there is a single task). Axes
-    start at 0 %; their upper end differs between panels. Atomic, and equal bytes for equal
+    start at 0 %; the panels of a row share their upper end. Atomic, and equal bytes for equal
     results under one version of matplotlib.
 
     Args:
-        results: Method → environment id → one result per seed, on identical episodes. A method
-            may lack an environment.
+        results: Method → environment id → one result per seed, on identical episodes (if a seed
+            has more than another, the first ones count). A method may lack an environment.
         path: Where to write; .png (150 dpi), .svg or .pdf.
         reported: Method → environment id → accuracy at the last step in [0, 1], as a paper
             reports it; drawn as a hollow marker at the right edge.
@@ -130,20 +130,39 @@ def _draw(
         ax.set_visible(False)
 
     handles: dict[str, Any] = {}
+    tops = np.zeros(len(axes))
     for i, (ax, env) in enumerate(zip(axes, envs, strict=False)):
-        handles |= _draw_panel(ax, env, results, reported, styles)
+        tops[i], drawn = _draw_panel(ax, env, results, reported, styles)
+        handles |= drawn
         if i % num_columns == 0:
             ax.set_ylabel("accuracy (%)", color=INK)
         if i + num_columns >= len(envs):
             ax.set_xlabel("labelled examples seen", color=INK)
+    for row in range(num_rows):
+        of_row = slice(row * num_columns, (row + 1) * num_columns)
+        _scale(list(axes[of_row]), float(tops[of_row].max()))
     order = [*results, *(f"{m} (reported)" for m in reported), BAND, CHANCE]
     shown = [name for name in order if name in handles]
-    legend_height = _draw_legend(figure, [handles[name] for name in shown], shown)
+    texts = [_plain(name) for name in shown]
+    legend_height = _draw_legend(figure, [handles[name] for name in shown], texts)
     title_height = TITLE_HEIGHT if title else 0.0
     figure.set_size_inches(width, num_rows * PANEL_HEIGHT + legend_height + title_height)
     if title:
-        figure.suptitle(title, fontsize=11, fontweight="bold", color=INK)
+        figure.suptitle(_plain(title), fontsize=11, fontweight="bold", color=INK)
     return figure
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib does not take for mathematics."""
+    return text.replace("$", r"\$")
+
+
+def _scale(row: Sequence["Axes"], top: float) -> None:
+    """Give the panels of a row one accuracy axis that holds all of their curves."""
+    upper, distance = next(((u, d) for u, d in AXES if 100 * top <= u), AXES[-1])
+    for ax in row:
+        ax.set_ylim(0, 1.015 * upper)  # a line at 100 % keeps its full width
+        ax.set_yticks(range(0, upper + 1, distance))
 
 
 def _draw_legend(figure: "Figure", handles: list[Any], names: list[str]) -> float:
@@ -181,8 +200,8 @@ def _draw_panel(
     results: Mapping[str, Mapping[str, Sequence[Result]]],
     reported: Mapping[str, Mapping[str, float]],
     styles: Mapping[str, Mapping[str, Any]],
-) -> dict[str, Any]:
-    """One environment; returns the legend's handles by name."""
+) -> tuple[float, dict[str, Any]]:
+    """One environment; returns its highest accuracy and the legend's handles by name."""
     from matplotlib.patches import Patch
 
     handles: dict[str, Any] = {}
@@ -223,25 +242,24 @@ def _draw_panel(
                 clip_on=False,
                 zorder=4,
             )
-    upper, distance = next(((u, d) for u, d in AXES if 100 * top <= u), AXES[-1])
     ax.set_title(env, loc="left", fontsize=9, fontweight="bold", color=INK)
     ax.set_xlim(0, length - 1)
     ax.set_xticks(np.unique(np.linspace(0, length, 5).clip(max=length - 1).astype(int)))
-    ax.set_ylim(0, 1.015 * upper)  # a line at 100 % keeps its full width
-    ax.set_yticks(range(0, upper + 1, distance))
     ax.grid(axis="y", color=FAINT, linewidth=0.6)
     ax.set_axisbelow(True)
     ax.tick_params(color=FAINT, labelcolor=INK, length=3)
     for side, spine in ax.spines.items():
         spine.set_visible(side == "bottom")
         spine.set_color("#999999")
-    return handles
+    return top, handles
 
 
 def _curve(
     method: str, seeds: Sequence[Result]
 ) -> tuple[Float[np.ndarray, " T"], tuple[Float[np.ndarray, " T"], Float[np.ndarray, " T"]] | None]:
     """Mean curve over seeds, and its band unless there is a single task."""
+    shortest = min(len(result.episode) for result in seeds)
+    seeds = [result.head(shortest) for result in seeds]
     first = seeds[0]
     for other in seeds[1:]:
         if other.fingerprint != first.fingerprint or not np.array_equal(

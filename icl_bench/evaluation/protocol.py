@@ -13,9 +13,9 @@ from torch import Tensor
 
 from icl_bench import catalog
 from icl_bench.data.images import MissingDataError
-from icl_bench.envs.source import EnvArgs, EpisodeSource, SamplesEpisodes, fingerprint
+from icl_bench.envs.source import EnvArgs, EpisodeSource, SamplesEpisodes, env_args, fingerprint
 from icl_bench.envs.supervised import SupervisedEnv
-from icl_bench.episodes import EpisodeBatch, Split
+from icl_bench.episodes import Split
 from icl_bench.evaluation.learner import Learner, call_learner, check_causality
 from icl_bench.evaluation.result import Result, log_prob_steps
 from icl_bench.registration import find_spec, make, parse_id
@@ -132,7 +132,7 @@ def _source(env: "gymnasium.Env[Any, Any] | str", **kwargs: Any) -> EpisodeSourc
     if isinstance(env, str):
         parse_id(env)
         device, data_dir = kwargs.pop("device", "cpu"), kwargs.pop("data_dir", None)
-        return EpisodeSource(env, EnvArgs(**kwargs), device=device, data_dir=data_dir)
+        return EpisodeSource(env, env_args(**kwargs), device=device, data_dir=data_dir)
     if not isinstance(env.unwrapped, SamplesEpisodes):
         raise ValueError(f"{env} is not an environment of icl_bench")
     return env.unwrapped.source
@@ -215,7 +215,7 @@ def evaluate(
             check_causality(
                 learner, batch.x, batch.prev_y, batch.num_classes, scored=logits, key=i + 1
             )
-        parts.append((batch, logits.cpu()))
+        parts.append((batch.y.cpu(), batch.task_id.cpu(), logits.cpu()))  # not the inputs
         bar.update(end - start)
     bar.close()
     return _result(source, parts)
@@ -227,12 +227,12 @@ def _progress(total: int, title: str, show: bool) -> Any:
     return tqdm(total=total, desc=title, unit="episode", disable=None if show else True)
 
 
-def _result(source: EpisodeSource, parts: list[tuple[EpisodeBatch, Tensor]]) -> Result:
-    logits = torch.cat([part for _, part in parts])
+def _result(source: EpisodeSource, parts: list[tuple[Tensor, Tensor, Tensor]]) -> Result:
+    y, task, logits = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return _make_result(
         source,
-        label=torch.cat([batch.y.cpu() for batch, _ in parts]).numpy().astype(np.uint8),
-        task=torch.cat([batch.task_id.cpu() for batch, _ in parts]).numpy(),
+        label=y.numpy().astype(np.uint8),
+        task=task.numpy(),
         prediction=logits.argmax(dim=-1).numpy().astype(np.uint8),
         log_probs=_log_probs(logits),
     )
@@ -295,7 +295,9 @@ class RecordResult(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Scores an agent that only speaks Gymnasium: play every episode, then ask for ``result``.
 
     Each ``reset()`` begins the next frozen episode, from 0 on; predictions are recorded as they
-    are made. The numbers are those that ``evaluate`` gives for the same predictions.
+    are made. The numbers are those that ``evaluate`` gives for the same predictions. What
+    ``evaluate`` proves nobody can prove here: that the agent begins every episode anew and
+    remembers nothing of those before. ``info`` does not name the task.
 
     Args:
         env: An environment made by ``make``, for instance with ``split="unseen"``.
@@ -345,12 +347,13 @@ class RecordResult(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._predictions.append([])
         self._labels.append([])
         token, info = self.env.reset(options={"episode_id": k})
-        self._tasks.append(info["task_id"])
+        self._tasks.append(info.pop("task_id"))
         return token, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Predict; recorded."""
         token, reward, terminated, truncated, info = self.env.step(action)
+        del info["task_id"]
         t, length = info["t"], self._inner.source.episode_length
         self._labels[-1].append(info["label"])
         self._predictions[-1].append(int(self._inner.vector.predictions[-1][0]))

@@ -99,8 +99,23 @@ class Result:
         curve: np.ndarray = self.correct.mean(axis=0)
         return curve
 
+    def head(self, num_episodes: int) -> "Result":
+        """The same result on the first episodes only."""
+        arrays = ("episode", "task", "label", "prediction", "log_probs")
+        return dataclasses.replace(self, **{a: getattr(self, a)[:num_episodes] for a in arrays})
+
     def accuracy(self, step: int = -1) -> float:
-        """Accuracy at one step (0-based; the last one by default), in [0, 1]."""
+        """Accuracy at one step (0-based; the last one by default), in [0, 1].
+
+        Raises:
+            IndexError: If there is no such step.
+        """
+        last = self.episode_length - 1
+        if not -last - 1 <= step <= last:
+            raise IndexError(
+                f"there is no step {step}: steps are 0 … {last}; after {last} examples is step "
+                f"{last}"
+            )
         return float(self.correct[:, step].mean())
 
     def save(self, path: str | os.PathLike[str]) -> Path:

@@ -39,6 +39,11 @@ NUM_REPLICATES = 10_000
 MAX_BOOTSTRAP_TASKS = 1024
 LEVEL = 0.95
 
+# Largest common denominator of task sums, and largest whole total of all tasks, for which
+# quantiles are counted instead of sorted: 12 seeds of 64 tasks of 16 episodes give 12,288.
+MAX_SCALE = 12
+MAX_TOTAL = 2**14
+
 # A difference below this is rounding, not an advantage: means over three seeds are not exact.
 ROUNDING = 1e-9
 
@@ -220,8 +225,12 @@ def ranks(
     if not len(columns):
         return []
     table = np.concatenate([_episode_values(column, task, 1) for column in columns], axis=1)
-    better = [_interval(table - table[:, [i]], task, level, True)[1] for i in range(len(columns))]
-    return [1 + int((low > ROUNDING).sum()) for low in better]
+    found = np.ones(len(columns), dtype=np.int64)
+    for i in range(len(columns) - 1):  # one interval decides a pair in both directions
+        _, low, high = _interval(table[:, i + 1 :] - table[:, [i]], task, level, True)
+        found[i] += (low > ROUNDING).sum()
+        found[i + 1 :] += high < -ROUNDING
+    return [int(rank) for rank in found]
 
 
 def seed_interval(means: Float[np.ndarray, " S"], level: float = LEVEL) -> Interval | None:
@@ -298,8 +307,58 @@ def _interval(
         residual = (sums - mean * sizes[:, None]) / sizes.mean()
         half = t * np.sqrt((residual**2).sum(axis=0) / (num_tasks - 1) / num_tasks)
         return mean, mean - half, mean + half
-    weights = bootstrap_weights(num_tasks)
-    replicates = (weights @ sums) / (weights @ sizes)[:, None]
-    low, high = np.quantile(replicates, [tail, 1 - tail], axis=0)
+    scale = _whole_scale(sums) if (sizes == sizes[0]).all() else None
+    if scale is None:
+        weights = bootstrap_weights(num_tasks)
+        replicates = (sums.T @ weights.T) / (weights @ sizes)  # [N, R]: quantiles of whole rows
+        low, high = np.quantile(replicates, [tail, 1 - tail], axis=-1, overwrite_input=True)
+    else:
+        low, high = _whole_quantiles(np.rint(sums * scale), tail) / (scale * sizes.sum())
     # Rounding, or a very skewed sample, must not put the mean outside of its own interval.
     return mean, np.minimum(low, mean), np.maximum(high, mean)
+
+
+def _whole_scale(sums: Float[np.ndarray, "K N"]) -> int | None:
+    """The smallest factor that makes all sums whole numbers; None if there is no small one.
+
+    Counts of right answers, averaged over S seeds, need S; a difference of two such means needs
+    the least common multiple.
+    """
+    for scale in range(1, MAX_SCALE + 1):
+        scaled = sums * scale
+        if np.abs(scaled).max() * len(sums) > MAX_TOTAL:
+            return None
+        if np.abs(scaled - np.rint(scaled)).max() < ROUNDING:
+            return scale
+    return None
+
+
+def _whole_quantiles(sums: Float[np.ndarray, "K N"], tail: float) -> Float[np.ndarray, "2 N"]:
+    """``np.quantile`` of the resampled totals of whole numbers at tail and 1 - tail, exactly.
+
+    Totals of whole numbers are whole and few: counting them is much faster than sorting them.
+    """
+    totals = (sums.T.astype(np.float32) @ _bootstrap_counts(len(sums))).astype(np.int64)
+    (num_columns, num_replicates), lowest = totals.shape, int(totals.min())
+    width = int(totals.max()) - lowest + 1
+    totals += (np.arange(num_columns) * width - lowest)[:, None]
+    counts = np.bincount(totals.ravel(), minlength=num_columns * width)
+    at_most = counts.reshape(num_columns, width).cumsum(axis=1)
+
+    bounds = []
+    for probability in (tail, 1 - tail):
+        position = (num_replicates - 1) * probability
+        rank = int(position)  # counted from 0; it is at most R - 2, as 0 < tail < 1
+        below, above = ((at_most <= r).sum(axis=1) + lowest for r in (rank, rank + 1))
+        bounds.append(below + (above - below) * (position - rank))
+    return np.stack(bounds)
+
+
+@functools.lru_cache(maxsize=4)
+def _bootstrap_counts(num_tasks: int) -> Float[np.ndarray, "K R"]:
+    """``bootstrap_weights`` as whole numbers, transposed, in single precision; read-only."""
+    counts: np.ndarray = np.rint(bootstrap_weights(num_tasks).T * num_tasks).astype(
+        np.float32, order="C"
+    )
+    counts.flags.writeable = False
+    return counts

@@ -77,7 +77,7 @@ def read_toml(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
     try:
         return tomllib.loads(file.read_bytes().decode("utf-8")), []
     except (ValueError, RecursionError) as error:
-        return None, [f"cannot be read as TOML: {ascii(str(error))[1:201]}"]
+        return None, [f"cannot be read as TOML: {ascii(str(error))[1:-1][:200]}"]
 
 
 def check_document(

@@ -2,14 +2,16 @@
 
 import argparse
 import filecmp
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from icl_bench.episodes import SPLITS
+
 if TYPE_CHECKING:
     from icl_bench.evaluation.result import Result
-    from icl_bench.leaderboard.runs import Run
 
 Parsers = Any  # argparse's subparsers have no public type
 
@@ -19,7 +21,7 @@ def add_parsers(subparsers: Parsers) -> None:
 
     ``run`` raises ValueError, FileNotFoundError or FileExistsError for what the user can mend.
     """
-    score = _add(
+    score = add_command(
         subparsers,
         "score",
         _score,
@@ -27,12 +29,14 @@ def add_parsers(subparsers: Parsers) -> None:
         """\
   icl-bench score runs/table2-v0__gpicl__*
   icl-bench score runs/* --suite table2-proj8-v0
+  icl-bench score runs/* --split seen
   icl-bench score leaderboards/table2-v0/gpicl""",
     )
     score.add_argument("paths", nargs="+", metavar="RUN", help="run folders or submissions")
     score.add_argument("--suite", help="show the environments of this suite only")
+    score.add_argument("--split", default="unseen", choices=SPLITS[1:], help="(%(default)s)")
 
-    submit = _add(
+    submit = add_command(
         subparsers,
         "submit",
         _submit,
@@ -56,9 +60,20 @@ def add_parsers(subparsers: Parsers) -> None:
     about = submit.add_argument_group("to say otherwise than the runs do")
     for field in _TEXTS:
         about.add_argument(f"--{field.replace('_', '-')}", metavar="TEXT")
+    about.add_argument("--meta-train", metavar="ID", help="environment of meta-training")
+    about.add_argument("--parameters", type=int, metavar="N", help="meta-trained numbers")
+    about.add_argument(
+        "--state-size", type=int, metavar="N", help="numbers carried from step to step"
+    )
+    about.add_argument(
+        "--deterministic",
+        action="store_true",
+        default=None,
+        help="another meta-training seed cannot change a prediction",
+    )
     about.add_argument("--gpu-hours", type=float, metavar="HOURS", help="of all seeds together")
 
-    validate = _add(
+    validate = add_command(
         subparsers,
         "validate",
         _validate,
@@ -69,7 +84,7 @@ def add_parsers(subparsers: Parsers) -> None:
     )
     validate.add_argument("entries", nargs="+", metavar="ENTRY", help="folders of submissions")
 
-    board = _add(
+    board = add_command(
         subparsers,
         "board",
         _board,
@@ -85,7 +100,7 @@ def add_parsers(subparsers: Parsers) -> None:
         "--check", action="store_true", help="write nothing, list files that would change"
     )
 
-    plot = _add(
+    plot = add_command(
         subparsers,
         "plot",
         _plot,
@@ -101,21 +116,21 @@ def add_parsers(subparsers: Parsers) -> None:
     plot.add_argument(
         "--reported", action="store_true", help="mark what papers report for the suite"
     )
-    plot.add_argument(
-        "--split", default="unseen", choices=("unseen", "seen", "val"), help="(%(default)s)"
-    )
+    plot.add_argument("--split", default="unseen", choices=SPLITS[1:], help="(%(default)s)")
 
 
 _TEXTS = ("title", "inductive_bias", "authors", "code", "hardware", "external_data")
+_SAID = (*_TEXTS, "meta_train", "parameters", "state_size", "deterministic", "gpu_hours")
 
 
-def _add(
+def add_command(
     subparsers: Parsers,
     name: str,
     run: Callable[[argparse.Namespace], int],
     description: str,
     examples: str,
 ) -> argparse.ArgumentParser:
+    """Add a subcommand that calls ``run``."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         name,
         help=description,
@@ -131,7 +146,7 @@ def _score(args: argparse.Namespace) -> int:
     from icl_bench.leaderboard.submission import load_runs
     from icl_bench.leaderboard.tables import board_from_runs
 
-    print(board_from_runs(load_runs(args.paths), args.suite))
+    print(board_from_runs(load_runs(args.paths), args.suite, args.split))
     return 0
 
 
@@ -142,7 +157,7 @@ def _submit(args: argparse.Namespace) -> int:
 
     suite = protocol.suite(args.suite)
     out = args.out or Path("leaderboards") / suite.name / load_run(args.runs[0]).entry.name
-    said = {name: getattr(args, name) for name in (*_TEXTS, "gpu_hours")}
+    said = {name: getattr(args, name) for name in _SAID}
     overrides = {name: value for name, value in said.items() if value is not None}
     make_submission(args.runs, out, suite.name, allow_missing=args.allow_missing, **overrides)
     print(f"{out}: made, and valid")
@@ -158,11 +173,16 @@ def _validate(args: argparse.Namespace) -> int:
 
     status = 0
     for path in args.entries:
-        problems = validate(path)
+        try:
+            problems = validate(path)
+        except FileNotFoundError as error:  # the others are checked all the same
+            print(f"icl-bench validate: {error}", file=sys.stderr)
+            status = 2
+            continue
         for problem in problems:
             print(f"{path}: {problem}")
         if problems:
-            status = 1
+            status = max(status, 1)
         else:
             print(f"{path}: valid")
     return status
@@ -187,27 +207,20 @@ def _board(args: argparse.Namespace) -> int:
 
 
 def _plot(args: argparse.Namespace) -> int:
-    from icl_bench.evaluation import protocol
     from icl_bench.evaluation.plots import plot_learning_curves
     from icl_bench.leaderboard.runs import results_by_seed
     from icl_bench.leaderboard.scoring import reported
     from icl_bench.leaderboard.submission import load_runs
-    from icl_bench.leaderboard.tables import clean_text
+    from icl_bench.leaderboard.tables import columns_of, methods_of
 
-    wanted = None if args.suite is None else protocol.suite(args.suite).envs
-    methods: dict[str, list[Run]] = {}
-    for run in load_runs(args.paths):
-        methods.setdefault(run.entry.name, []).append(run)
+    runs = load_runs(args.paths)
+    _, envs = columns_of(runs, args.suite, args.split)
     curves: dict[str, dict[str, list[Result]]] = {}
-    for name, runs in methods.items():
-        title = clean_text(runs[0].entry.title).replace(
-            "$", r"\$"
-        )  # else mathematics to matplotlib
-        by_env = curves.setdefault(f"{title} ({name})" if title in curves else title, {})
-        for by_seed in results_by_seed(runs, args.split).values():
-            for env, result in by_seed.items():
-                if wanted is None or env in wanted:
-                    by_env.setdefault(env, []).append(result)
+    for method in methods_of(runs):
+        by_seed = results_by_seed(list(method.runs), args.split).values()
+        curves[method.title] = {
+            env: [by_env[env] for by_env in by_seed if env in by_env] for env in envs
+        }
     papers: dict[str, dict[str, float]] = {}
     if args.reported:
         if args.suite is None:

@@ -13,6 +13,9 @@ Kind = Literal["method", "reference"]
 
 # No "__", which separates the parts of a run folder's name.
 NAME_PATTERN = re.compile(r"[a-z0-9]+(?:[-_.][a-z0-9]+)*")
+# What a text says of which nothing is known.
+NOT_STATED = "not stated"
+
 MAX_NAME, MAX_LINE, MAX_TEXT = 64, 120, 500
 
 # Categories of characters that have no place in one line of text: controls, bidirectional and
@@ -84,6 +87,35 @@ class EntryInfo:
         if problems:
             raise ValueError(f"bad entry: {'; '.join(problems)}")
         return cls(**fields)
+
+
+def own_entry(name: str, **about: Any) -> EntryInfo:
+    """An entry about a learner of one's own; whatever is not given is not stated.
+
+    Args:
+        name: Short name for folders.
+        **about: Other fields of ``EntryInfo``.
+
+    Raises:
+        ValueError: Naming every unknown field or bad value.
+    """
+    unknown: dict[str, Any] = {
+        "title": name,
+        "inductive_bias": NOT_STATED,
+        "authors": NOT_STATED,
+        "code": NOT_STATED,
+        "deterministic": False,
+        "meta_train": None,
+        "meta_train_kwargs": {},
+        "seed": 0,
+        "parameters": None,
+        "state_size": None,
+        "hardware": NOT_STATED,
+        "gpu_hours": None,
+        "external_data": NOT_STATED,
+        "kind": "method",
+    }
+    return EntryInfo.from_dict({"name": name} | unknown | about)
 
 
 def entry_problems(fields: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from icl_bench import catalog
 from icl_bench.data.cache import atomic_path
 from icl_bench.evaluation.statistics import Interval
+from icl_bench.leaderboard.entry import NOT_STATED
 from icl_bench.leaderboard.export import board_csv, board_json
 from icl_bench.leaderboard.predictions import SPLIT, episode_counts
 from icl_bench.leaderboard.scoring import (
@@ -63,7 +64,8 @@ those numbers, and nobody here can check them.
   entry. *reported* marks numbers of a paper: they are never ranked, for their episodes are others
   and their intervals unknown. *other meta-training* marks entries that were meta-trained on another
   environment than the protocol's, *external data* those that used data or pretrained weights from
-  elsewhere; a method's name leads to what was handed in about it.
+  elsewhere, *external data not stated* those that do not say whether they did; a method's name
+  leads to what was handed in about it.
 - **Seeds**: meta-training seeds handed in; `1 of 3` is less than the protocol asks for.
   **Parameters** are meta-trained numbers; **state size** counts the numbers that the learner
   carries from one step to the next.
@@ -160,11 +162,12 @@ def _title(score: EntryScore, entries: Sequence[EntryScore]) -> str:
 
 def _linked_title(score: EntryScore, entries: Sequence[EntryScore], suite: catalog.Suite) -> str:
     """Title with a link to what was handed in, and marks for what sets the entry apart."""
-    entry = score.entry
+    entry, external = score.entry, score.entry.external_data.strip().casefold()
     marks = {
         "reference": entry.kind == "reference",
         "other meta-training": entry.meta_train not in (None, suite.meta_train),
-        "external data": entry.external_data.strip().casefold() != "none",
+        "external data": external not in ("none", NOT_STATED),
+        "external data not stated": external == NOT_STATED,
     }
     told = ", ".join(f"*{mark}*" for mark, applies in marks.items() if applies)
     link = f"[{_title(score, entries)}]({score.suite}/{entry.name}/entry.toml)"

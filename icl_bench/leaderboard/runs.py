@@ -10,24 +10,43 @@ import datetime
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from icl_bench.data.cache import atomic_path
+from icl_bench.evaluation import protocol
 from icl_bench.evaluation.result import Result
-from icl_bench.leaderboard.entry import EntryInfo
+from icl_bench.leaderboard.entry import EntryInfo, own_entry
 
 __all__ = [
     "EntryInfo",
     "Run",
+    "check_one_method",
     "load_run",
     "new_run_folder",
+    "read_meta",
     "result_path",
     "results_by_seed",
+    "save_run",
     "write_meta",
 ]
+
+# Fields of an entry that its seeds share; hardware and GPU-hours may differ.
+_SHARED = (
+    "title",
+    "inductive_bias",
+    "authors",
+    "code",
+    "deterministic",
+    "meta_train",
+    "meta_train_kwargs",
+    "parameters",
+    "state_size",
+    "external_data",
+    "kind",
+)
 
 _VERSIONED = ("icl-bench", "torch", "numpy", "gymnasium", "pyarrow")
 
@@ -118,6 +137,78 @@ def _version(distribution: str) -> str:
         return "not installed as a distribution"
 
 
+def save_run(
+    results: Sequence[Result],
+    root: str | os.PathLike[str] = "runs",
+    *,
+    name: str,
+    suite: str | None = None,
+    **about: Any,
+) -> Path:
+    """Make a run folder of results of one's own, for ``icl-bench score``, ``plot`` and ``submit``.
+
+    Args:
+        results: What ``evaluate``, ``evaluate_suite`` or ``RecordResult.result`` gave for one
+            learner, one for each environment and split.
+        root: Folder in which the run folder is made.
+        name: Short name of the method: lower case, digits, single ``-``, ``_`` or ``.`` between.
+        suite: Suite that was evaluated; None if none.
+        **about: What is known about the method, as for a leaderboard: ``seed`` (of
+            meta-training; 0), ``title`` (the name), ``deterministic`` (False), ``inductive_bias``,
+            ``authors``, ``code``, ``meta_train``, ``meta_train_kwargs``, ``parameters``,
+            ``state_size``, ``hardware``, ``gpu_hours`` and ``external_data`` (not stated).
+
+    Returns:
+        The folder ``<root>/<env or suite>__<name>__<seed>__<utc>``.
+
+    Raises:
+        ValueError: If there are no results, two of one environment and split, an unknown suite, or
+            an unknown or bad field; nothing is written then.
+        FileExistsError: If the same run was saved in this very second.
+
+    Example:
+        >>> import icl_bench
+        >>> import tempfile
+        >>> result = icl_bench.evaluate(icl_bench.Chance(), "Digits-Proj8-v0")
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     path = icl_bench.save_run([result], root, name="mine", title="My method", seed=3)
+        >>> path.name.rpartition("__")[0]
+        'Digits-Proj8-v0__mine__3'
+    """
+    if not results:
+        raise ValueError("no results to save: evaluate the learner first")
+    kinds = [(result.env, result.split) for result in results]
+    if repeated := [kind for kind in kinds if kinds.count(kind) > 1]:
+        raise ValueError(f"two results of {repeated[0][0]}, split {repeated[0][1]}: give one")
+    if suite is not None:
+        protocol.suite(suite)
+    entry = own_entry(name, **about)
+    path = new_run_folder(root, suite or results[0].env, name, entry.seed)
+    write_meta(path, entry, suite, {result.env: result.fingerprint for result in results})
+    for result in results:
+        result.save(result_path(path, result.env, result.split))
+    return path
+
+
+def read_meta(run: str | os.PathLike[str]) -> dict[str, Any]:
+    """What ``meta.json`` of a run folder holds.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is damaged, naming the file.
+    """
+    path = Path(run) / "meta.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{run} is not a run folder: it has no meta.json")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(document, dict):
+        raise ValueError(f"{path} is damaged: it holds no JSON object")
+    return document
+
+
 def load_run(path: str | os.PathLike[str]) -> Run:
     """Read a run folder; it may have no results yet.
 
@@ -127,17 +218,15 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     """
     path = Path(path)
     meta = path / "meta.json"
-    if not meta.is_file():
-        raise FileNotFoundError(f"{path} is not a run folder: it has no meta.json")
+    document = read_meta(path)
     try:
-        document = json.loads(meta.read_text(encoding="utf-8"))
         suite = document["suite"]
         if suite is not None and not isinstance(suite, str):
             raise ValueError(f"suite must be a text or null, not {suite!r}")
         entry = EntryInfo.from_dict(document["entry"])
     except KeyError as error:
         raise ValueError(f"{meta}: {error.args[0]} is missing") from error
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{meta}: {error}") from error
     results = []
     for file in sorted((path / "results").glob("*.parquet")):
@@ -174,3 +263,38 @@ def results_by_seed(runs: list[Run], split: str = "unseen") -> dict[int, dict[st
                 )
             found.setdefault(seed, {})[result.env] = result
     return dict(sorted(found.items()))
+
+
+def check_one_method(runs: Sequence[Run], ignored: Collection[str] = ()) -> None:
+    """Check that runs are of one method: its seeds share everything that is said about it.
+
+    Args:
+        runs: Runs.
+        ignored: Fields of ``EntryInfo`` that may differ.
+
+    Raises:
+        ValueError: If two runs differ in name or in a setting, naming both.
+    """
+    if not runs:
+        return
+    first = _comparable(runs[0].entry)
+    for run in runs[1:]:
+        other = _comparable(run.entry)
+        if other["name"] != first["name"]:
+            raise ValueError(
+                f"mixed methods: {runs[0].path} is of {first['name']}, {run.path} of "
+                f"{other['name']}; a submission holds one"
+            )
+        differing = [f for f in _SHARED if f not in ignored and other[f] != first[f]]
+        if differing:
+            told = "; ".join(f"{f}: {first[f]!r} and {other[f]!r}" for f in differing)
+            raise ValueError(
+                f"{runs[0].path} and {run.path} are not of one method, they differ in {told}"
+            )
+
+
+def _comparable(entry: EntryInfo) -> dict[str, Any]:
+    """The fields of an entry; None among the arguments as in a submission, which lacks it."""
+    fields = entry.to_dict()
+    kwargs = {k: "none" if v is None else v for k, v in fields["meta_train_kwargs"].items()}
+    return fields | {"meta_train_kwargs": kwargs}

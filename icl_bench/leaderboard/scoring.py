@@ -40,7 +40,8 @@ class ColumnScore:
         curve_low: Lower bound of the interval over tasks, step by step.
         curve_high: Upper bound.
         log_loss: Step → mean −log p(right class) in nats, over seeds and ranked episodes.
-        extended: As ``accuracy``, on all episodes; None unless more than the ranked were given.
+        extended: As ``accuracy``, on all episodes; None unless every seed has the same ones, more
+            than the ranked.
         correct: Per ranked episode, the fraction of seeds that are right; for pairing.
         task: Task of each ranked episode.
     """
@@ -120,19 +121,18 @@ def score_column(results: Sequence[Result], ranked_episodes: int) -> ColumnScore
     """Score one method on one environment.
 
     Args:
-        results: One result per meta-training seed, on identical episodes.
+        results: One result per meta-training seed, identical in the ranked episodes.
         ranked_episodes: How many of the first episodes are ranked; the others only count for
-            ``extended``.
+            ``extended``, where all seeds have the same.
 
     Raises:
-        ValueError: If the results are not about identical episodes.
+        ValueError: If the ranked episodes are not identical.
     """
-    first = results[0]
-    for other in results[1:]:
-        if other.fingerprint != first.fingerprint or not np.array_equal(other.label, first.label):
-            raise ValueError(f"the seeds on {first.env} were not evaluated on identical episodes")
-    ranked = [_head(result, ranked_episodes) for result in results]
-    task = metrics.clusters(ranked[0])
+    ranked = [result.head(ranked_episodes) for result in results]
+    first = ranked[0]
+    if not all(_identical(result, first) for result in ranked):
+        raise ValueError(f"the seeds on {first.env} were not evaluated on identical episodes")
+    task = metrics.clusters(first)
     curves = np.stack([result.correct for result in ranked]).astype(np.float64)
     last = curves[:, :, -1]
     if len(np.unique(task)) > 1:
@@ -144,9 +144,11 @@ def score_column(results: Sequence[Result], ranked_episodes: int) -> ColumnScore
         accuracy = Interval(float(curve[-1]), float("nan"), float("nan"))
     losses = [metrics.log_loss(result) for result in ranked]
     extended = None
-    if len(first.episode) > ranked_episodes:
+    if len(results[0].episode) > ranked_episodes and all(
+        _identical(result, results[0]) for result in results
+    ):
         everything = np.stack([result.correct[:, -1] for result in results])
-        extended = task_interval(everything, metrics.clusters(first), balanced=False)
+        extended = task_interval(everything, metrics.clusters(results[0]), balanced=False)
     return ColumnScore(
         env=first.env,
         seed_accuracy=tuple(float(mean) for mean in last.mean(axis=1)),
@@ -162,9 +164,11 @@ def score_column(results: Sequence[Result], ranked_episodes: int) -> ColumnScore
     )
 
 
-def _head(result: Result, num_episodes: int) -> Result:
-    arrays = ("episode", "task", "label", "prediction", "log_probs")
-    return dataclasses.replace(result, **{a: getattr(result, a)[:num_episodes] for a in arrays})
+def _identical(a: Result, b: Result) -> bool:
+    """Whether two results are about the same episodes."""
+    return a.fingerprint == b.fingerprint and all(
+        np.array_equal(getattr(a, name), getattr(b, name)) for name in ("episode", "label")
+    )
 
 
 def score_entry(path: str | os.PathLike[str]) -> EntryScore:

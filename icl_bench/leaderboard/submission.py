@@ -34,22 +34,7 @@ from icl_bench.leaderboard.predictions import (
     read_predictions,
     write_predictions,
 )
-from icl_bench.leaderboard.runs import Run, load_run, results_by_seed
-
-# Fields of an entry that its seeds share; hardware and GPU-hours may differ.
-_SHARED = (
-    "title",
-    "inductive_bias",
-    "authors",
-    "code",
-    "deterministic",
-    "meta_train",
-    "meta_train_kwargs",
-    "parameters",
-    "state_size",
-    "external_data",
-    "kind",
-)
+from icl_bench.leaderboard.runs import Run, check_one_method, load_run, results_by_seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,9 +126,18 @@ def read_submission(path: str | os.PathLike[str]) -> Submission:
         fingerprints = document.get("fingerprints", {})
         complaints, more = check_fingerprints(fingerprints, predictions)
         problems, outdated = problems + complaints, outdated + more
+        problems += _misplaced(path, suite)
     return Submission(
         path, entry, suite, predictions, fingerprints, tuple(problems), tuple(outdated)
     )
+
+
+def _misplaced(path: Path, suite: catalog.Suite) -> list[str]:
+    """What is wrong with the folder that a submission lies in."""
+    folder = path.resolve().parent.name
+    if folder != suite.name and any(folder == row.name for row in catalog.SUITES):
+        return [f"belongs to {suite.name}: move it from {folder} to that folder"]
+    return []
 
 
 def load_runs(paths: Sequence[str | os.PathLike[str]]) -> list[Run]:
@@ -211,6 +205,8 @@ def make_submission(
     out, row = Path(out), protocol.suite(suite)
     if out.exists() or out.is_symlink():
         raise FileExistsError(f"{out} exists already: give another folder, or remove it first")
+    if complaints := _misplaced(out, row):
+        raise ValueError(f"{out} {complaints[0]}")
     loaded = [load_run(run) for run in runs]
     entry = _common_entry(loaded, out.name, overrides)
     by_seed = results_by_seed(loaded, SPLIT)
@@ -239,20 +235,8 @@ def _common_entry(runs: Sequence[Run], name: str, overrides: Mapping[str, Any]) 
     allowed = {field.name for field in dataclasses.fields(EntryInfo)} - {"name", "seed"}
     if unknown := sorted(set(overrides) - allowed):
         raise ValueError(f"cannot say {', '.join(unknown)} otherwise than the runs do")
+    check_one_method(runs, overrides)
     first = runs[0].entry.to_dict()
-    for run in runs[1:]:
-        other = run.entry.to_dict()
-        if other["name"] != first["name"]:
-            raise ValueError(
-                f"mixed methods: {runs[0].path} is of {first['name']}, {run.path} of "
-                f"{other['name']}; a submission holds one"
-            )
-        differing = [f for f in _SHARED if f not in overrides and other[f] != first[f]]
-        if differing:
-            told = "; ".join(f"{f}: {first[f]!r} and {other[f]!r}" for f in differing)
-            raise ValueError(
-                f"{runs[0].path} and {run.path} are not of one method, they differ in {told}"
-            )
     seeds = sorted({run.entry.seed for run in runs})
     if overrides.get("deterministic", first["deterministic"]) and len(seeds) > 1:
         raise ValueError(f"{first['name']} is deterministic: give runs of one seed, not {seeds}")

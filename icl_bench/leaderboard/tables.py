@@ -1,16 +1,21 @@
 """Tables of scores as rows of text, and the cleaning of text that strangers wrote."""
 
+import dataclasses
 import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 
 from icl_bench import catalog
+from icl_bench.episodes import Split
+from icl_bench.evaluation import protocol
+from icl_bench.evaluation.result import Result
 from icl_bench.evaluation.statistics import Interval
 from icl_bench.leaderboard.entry import HIDDEN
-from icl_bench.leaderboard.predictions import episode_counts
-from icl_bench.leaderboard.runs import Run, results_by_seed
+from icl_bench.leaderboard.predictions import SPLIT, episode_counts
+from icl_bench.leaderboard.runs import Run, check_one_method, results_by_seed
 from icl_bench.leaderboard.scoring import ColumnScore, EntryScore, score_column
+from icl_bench.registration import registry
 
 DASH = "–"
 
@@ -95,8 +100,87 @@ def seed_rows(
     return rows
 
 
-def board_from_runs(runs: Sequence[Run], suite: str | None = None) -> str:
-    """A table for the terminal, straight from run folders, of results on unseen tasks.
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """The runs that make one row of a table, or one line of a figure.
+
+    Attributes:
+        name: Short name; with the suite where runs of one name differ between suites.
+        title: For people; with the name where titles repeat.
+        runs: Its runs, one or more per meta-training seed.
+    """
+
+    name: str
+    title: str
+    runs: tuple[Run, ...]
+
+
+def methods_of(runs: Sequence[Run]) -> list[Method]:
+    """Group runs by method, in the order of their first runs.
+
+    Runs of one name but with other settings are kept apart if they were evaluated for different
+    suites.
+
+    Raises:
+        ValueError: If runs of one name and suite are not of one method, saying where they differ.
+    """
+    by_name: dict[str, list[Run]] = {}
+    for run in runs:
+        by_name.setdefault(run.entry.name, []).append(run)
+    groups: list[tuple[str, list[Run]]] = []
+    for name, named in by_name.items():
+        by_suite: dict[str | None, list[Run]] = {}
+        for run in named:
+            by_suite.setdefault(run.suite, []).append(run)
+        try:
+            check_one_method(named)
+        except ValueError:
+            for part in by_suite.values():
+                check_one_method(part)
+            groups += [(f"{name}, {suite or 'no suite'}", part) for suite, part in by_suite.items()]
+        else:
+            groups.append((name, named))
+    titles = [clean_text(part[0].entry.title) for _, part in groups]
+    return [
+        Method(name, f"{title} ({name})" if titles.count(title) > 1 else title, tuple(part))
+        for title, (name, part) in zip(titles, groups, strict=True)
+    ]
+
+
+def columns_of(
+    runs: Sequence[Run], suite: str | None, split: Split
+) -> tuple[catalog.Suite | None, list[str]]:
+    """The suite of a table, and the environments with results on a split, in order.
+
+    The order is the suite's; without one, environments of meta-training come first.
+
+    Args:
+        runs: Runs.
+        suite: Suite; by default the one that all runs name, or none if they name none or several.
+        split: Split.
+
+    Raises:
+        ValueError: If there are none, or no such suite.
+    """
+    named = {run.suite for run in runs}
+    suite = suite or (named.pop() if len(named) == 1 else None)
+    row = None if suite is None else protocol.suite(suite)
+    found = {r.env for run in runs for r in run.results if r.split == split}
+    if row is None:
+        trained, order = {run.entry.meta_train for run in runs}, [*registry, *sorted(found)]
+        envs = sorted(found, key=lambda env: (env not in trained, order.index(env)))
+    else:
+        envs = [env for env in row.envs if env in found]
+    if not envs:
+        raise ValueError(
+            f"no results on {split} tasks{f' of {suite}' if suite else ''} in "
+            f"{', '.join(str(run.path) for run in runs) or 'no runs'}: evaluate them first"
+        )
+    return row, envs
+
+
+def board_from_runs(runs: Sequence[Run], suite: str | None = None, split: Split = SPLIT) -> str:
+    """A table for the terminal, straight from run folders.
 
     Several runs of one method are its meta-training seeds. Nothing is ranked: ranks need the
     frozen episodes, see ``icl-bench submit`` and ``icl-bench board``.
@@ -105,58 +189,49 @@ def board_from_runs(runs: Sequence[Run], suite: str | None = None) -> str:
         runs: Run folders that were read.
         suite: Show this suite's environments only; by default the suite that all runs name, or
             all environments that there are if they name none or several.
+        split: Show results on this split.
 
     Raises:
-        ValueError: If there is nothing to show, or seeds of a method are not about identical
-            episodes.
+        ValueError: If there is nothing to show, runs of one name differ in their settings, or
+            seeds of a method are not about identical episodes.
     """
     from tabulate import tabulate
 
-    from icl_bench.evaluation import protocol
-
-    named = {run.suite for run in runs}
-    suite = suite or (named.pop() if len(named) == 1 else None)
-    row = None if suite is None else protocol.suite(suite)
-    ranked = protocol.FROZEN_EPISODES if row is None else episode_counts(row)[0]
-    methods: dict[str, list[Run]] = {}
-    for run in runs:
-        methods.setdefault(run.entry.name, []).append(run)
-    found = sorted({r.env for run in runs for r in run.results if r.split == "unseen"})
-    envs = found if row is None else [env for env in row.envs if env in found]
-    if not envs:
-        raise ValueError(
-            f"no results on unseen tasks{f' of {suite}' if suite else ''} in "
-            f"{', '.join(str(run.path) for run in runs) or 'no runs'}: evaluate them first"
-        )
+    row, envs = columns_of(runs, suite, split)
+    counts = (
+        (protocol.FROZEN_EPISODES, protocol.EXTENDED_EPISODES)
+        if row is None
+        else episode_counts(row)
+    )
     short, ending = headers(envs)
     rows, by_seed_rows, notes = [], [], []
-    for name in sorted(methods):
-        by_seed = results_by_seed(methods[name])
+    for method in sorted(methods_of(runs), key=lambda method: method.name):
+        by_seed = results_by_seed(list(method.runs), split)
         columns: dict[str, ColumnScore] = {}
-        complete = []
         for env in envs:
             results = [by_env[env] for by_env in by_seed.values() if env in by_env]
             if results and len(results) < len(by_seed):
-                notes.append(f"{name}: only {len(results)} of {len(by_seed)} seeds have {env}.")
+                notes.append(
+                    f"{method.name}: only {len(results)} of {len(by_seed)} seeds have {env}."
+                )
             elif results:
-                columns[env] = score_column(results, ranked)
-                complete.append(results[0])
-        for result in complete:
-            if result.fingerprint != _standard(result.env):
-                notes.append(
-                    f"{name}: {result.env} is not the standard evaluation of this version."
-                )
-            if len(result.episode) < ranked:
-                notes.append(
-                    f"{name}: {result.env} has {len(result.episode)} episodes, boards ask for "
-                    f"{ranked}."
-                )
-        title = clean_text(methods[name][0].entry.title)
+                columns[env] = score_column(results, counts[0])
+                notes += [
+                    f"{method.name}: {note}" for note in _notes(results, columns[env], counts)
+                ]
         rows.append(
-            [title, *(plus_minus(columns[e].accuracy) if e in columns else DASH for e in envs)]
+            [
+                method.title,
+                *(plus_minus(columns[e].accuracy) if e in columns else DASH for e in envs),
+            ]
         )
-        by_seed_rows += seed_rows(title, list(by_seed), columns, envs)
-    last = "accuracy (%) at the last step, unseen tasks; ± is the 95 % interval over tasks"
+        by_seed_rows += seed_rows(method.title, list(by_seed), columns, envs)
+    for run in runs:
+        if not any(result.split == split and result.env in envs for result in run.results):
+            notes.append(
+                f"{run.path}: no results on {split} tasks{f' of {suite}' if suite else ''}."
+            )
+    last = f"accuracy (%) at the last step, {split} tasks; ± is the 95 % interval over tasks"
     parts = [
         f"{last}{f'; columns are <name>{ending}' if ending else ''}",
         tabulate(rows, headers=["method", *short], tablefmt="simple", disable_numparse=True),
@@ -172,7 +247,27 @@ def board_from_runs(runs: Sequence[Run], suite: str | None = None) -> str:
     return "\n\n".join(parts)
 
 
-def _standard(env: str) -> str:
-    from icl_bench.evaluation import protocol
-
-    return protocol.evaluation_fingerprint(env)
+def _notes(results: Sequence[Result], column: ColumnScore, counts: tuple[int, int]) -> list[str]:
+    """What a reader must know of one number beside it."""
+    env, notes = column.env, []
+    if column.extended:
+        notes.append(
+            f"{env}: the table shows the first {counts[0]} of {len(results[0].episode)} episodes; "
+            f"all: {plus_minus(column.extended)}."
+        )
+    if results[0].split != SPLIT:  # boards take no other split
+        return notes
+    if results[0].fingerprint != protocol.evaluation_fingerprint(env):
+        notes.append(f"{env} is not the standard evaluation of this version.")
+    numbers = sorted({len(result.episode) for result in results})
+    if len(numbers) > 1:
+        notes.append(
+            f"{env}: seeds have {' and '.join(map(str, numbers))} episodes; the table shows the "
+            f"first {counts[0]}."
+        )
+    notes += [
+        f"{env} has {number} episodes, boards take {counts[0]} or {counts[1]}."
+        for number in numbers
+        if number not in counts
+    ]
+    return notes

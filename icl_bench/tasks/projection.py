@@ -7,6 +7,7 @@ cosine first. ``fresh_projection`` is the exact short cut for tasks that are use
 """
 
 import functools
+import itertools
 from types import ModuleType
 
 import numpy as np
@@ -19,6 +20,9 @@ from icl_bench.tasks import counter
 
 # Bytes of projections held at once: tasks are made, used and dropped in groups of this size.
 GROUP_BYTES = 64 * 2**20
+
+# Normals that tensor operations make at once: each takes about 90 bytes on the way.
+PORTABLE_NORMALS = 2**19
 
 # Up to this D a matrix costs less than a factorisation, so every task gets an explicit A.
 EXPLICIT_UP_TO = 256
@@ -35,12 +39,15 @@ def _kernels() -> ModuleType | None:
 
 
 def portable_words(
-    key: int, ids: Int[np.ndarray, " B"], n: int, device: torch.device
+    key: int, ids: Int[np.ndarray, " B"], n: int, device: torch.device, start: int = 0
 ) -> Int[Tensor, "B n"]:
-    """``counter.words`` in int64 tensor operations, for any device; the same integers."""
+    """``counter.words`` in int64 tensor operations, for any device; the same integers.
+
+    ``start``, a multiple of 4, is the first word wanted.
+    """
     low = 0xFFFFFFFF
     task = torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int64)).to(device)[:, None]
-    blocks = torch.arange((n + 3) // 4, device=device)[None, :]
+    blocks = torch.arange(start // 4, (start + n + 3) // 4, device=device)[None, :]
     c0, c2, c3 = torch.broadcast_tensors(  # type: ignore[no-untyped-call]
         blocks, task & low, (task >> 32) & low
     )
@@ -59,13 +66,14 @@ def portable_words(
 
 
 def portable_normals(
-    key: int, ids: Int[np.ndarray, " B"], n: int, device: torch.device
+    key: int, ids: Int[np.ndarray, " B"], n: int, device: torch.device, start: int = 0
 ) -> Float[Tensor, "B n"]:
-    """Standard normals of the streams (key, id) in tensor operations, for any device.
+    """Standard normals start … start + n − 1 of the streams (key, id), for any device.
 
-    Equal to the compiled kernel up to the last bit of the square root. |values| < 6.8.
+    In tensor operations; ``start`` is a multiple of 4. Equal to the compiled kernel up to the last
+    bit of the square root. |values| < 6.8.
     """
-    words = portable_words(key, ids, n + n % 2, device)
+    words = portable_words(key, ids, n + n % 2, device, start)
     u = (words[:, 0::2].to(torch.float32) + 0.5) * k.WORD
     bits = u.view(torch.int32)
     exponent = (bits - k.SQRT_HALF) >> 23
@@ -110,16 +118,23 @@ def normals(
     """
     device = torch.device(device)
     kernels = _kernels()
+    out = torch.empty(len(ids), rows, columns, dtype=torch.float32, device=device)
     if device.type == "cpu" and kernels is not None:
-        out = torch.empty(len(ids), rows, columns)
         kernels.fill_normals(out.numpy(), key, ids, copies, scale)
         return out
-    flat = portable_normals(key, ids, rows * columns * copies, device)
-    blocks = flat.view(len(ids), rows, copies, columns)
-    total = blocks[:, :, 0]
-    for copy in range(1, copies):
-        total = total + blocks[:, :, copy]
-    return total * torch.tensor(scale, dtype=torch.float32, device=device)
+    width = copies * columns
+    tasks = max(1, PORTABLE_NORMALS // (rows * width))
+    height = max(4, PORTABLE_NORMALS // width // 4 * 4)  # each part begins a block of words
+    for b, r in itertools.product(range(0, len(ids), tasks), range(0, rows, height)):
+        part = out[b : b + tasks, r : r + height]
+        count = part.shape[1] * width
+        flat = portable_normals(key, ids[b : b + tasks], count, device, r * width)
+        blocks = flat.view(*part.shape[:2], copies, columns)
+        part.copy_(blocks[:, :, 0])
+        for copy in range(1, copies):
+            part += blocks[:, :, copy]
+        part *= scale
+    return out
 
 
 def project(

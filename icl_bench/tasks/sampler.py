@@ -263,7 +263,7 @@ class TaskSampler:
         elif not plan.repeated.any():
             x = self._project(self.inputs(plan), plan)
         else:
-            x = torch.empty(shape, device=self.device)
+            x = torch.empty(shape, dtype=torch.float32, device=self.device)
             for mask, project in (
                 (plan.repeated, self._project_repeated),
                 (~plan.repeated, lambda part: self._project(self.inputs(part), part)),
@@ -312,6 +312,8 @@ class TaskSampler:
 
     def _check_task(self, task: int) -> None:
         d = self.distribution
+        if isinstance(task, bool) or not isinstance(task, int | np.integer):
+            raise TypeError(f"a task is named by a whole number, not {task!r}")
         if d.unbounded or self._short_cut:
             raise ValueError(
                 "unbounded tasks have no numbered projections: give a finite num_tasks to look "

@@ -1,0 +1,198 @@
+"""Outer-product LSTM: an LSTM with matrices as cells, meta-trained to learn in context.
+
+Kirsch et al. 2022, appendix A.3 and Figure 6: with the parameters of an LSTM it carries far more
+numbers from step to step. Each head has a cell C [S, S] whose gates are outer products:
+
+    (k1, k2, q, o) = linear(concat(x_t, one_hot(y_{t-1}), h)), of sizes 3S, 3S, S, S per head
+    (i, g, f)_j    = outer(s · tanh(k1_j), tanh(k2_j)), s = softplus(a learned number)
+    C              ← sigmoid(f + 1) ∘ C + sigmoid(i) ∘ g
+    h              = flatten(sigmoid(o) ∘ tanh(Cᵀ q))
+
+    python -m baselines.outer_lstm --env MNIST-Proj-v0 --preset paper       # one GPU
+    python -m baselines.outer_lstm --env MNIST-Proj8-v0 --preset cpu        # a laptop, minutes
+
+Differs from the paper: it states neither the number of heads nor their size. Ours: 4 heads of size
+64, so that h has 256 numbers as the LSTM of Table 2 has. Learning rate and initialisation are not
+stated either; ours are those of our LSTM: truncated normal weights of standard deviation
+1/√(inputs + hidden), biases 0. The number of steps is that of Table 2's LSTM. The curriculum of
+repeated points (``--repeat``) is ours; the paper preset leaves it off.
+"""
+
+import dataclasses
+import sys
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from baselines import cli, common, train
+from baselines.sequence import Method, SequenceModel
+from baselines.train_config import TrainConfig
+from icl_bench.episodes import one_hot_labels
+
+# Steps whose intermediate values are kept at a time for the gradient; the others are computed
+# again. √T is about the least memory for an episode of 100.
+SEGMENT = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(TrainConfig):
+    """Outer-product LSTM."""
+
+    preset: Literal["paper", "gpu", "cpu"] = "paper"
+    """paper: the tasks of Table 2. gpu: with our curriculum. cpu: small, 8×8 pixels."""
+    steps: int = 100_000  # of the LSTM: Kirsch et al. 2022, A.4
+    """Outer steps."""
+    heads: int = 4
+    """Cells."""
+    size: int = 64
+    """S: a cell is a matrix of S × S numbers."""
+
+    def check(self) -> None:
+        """Check the values; ``cli.main`` does so."""
+        super().check()
+        for name in ("heads", "size"):
+            value = getattr(self, name)
+            common.require(value >= 1, name, value, "1 or more")
+
+
+def paper() -> Config:
+    """The tasks of Table 2: batch 128, 2^25 tasks, 90 % biased (Kirsch et al. 2022, A.4)."""
+    return Config()
+
+
+def gpu() -> Config:
+    """The same model with unbounded tasks, uniform permutations and repeated points."""
+    return Config(
+        preset="gpu",
+        num_tasks=None,
+        bias=0.0,
+        repeat=0.7,
+        repeat_end=0.1,
+        repeat_steps=(5000, 50_000),
+        warmup=500,
+        decay="cosine",
+        clip=1.0,
+    )
+
+
+def cpu() -> Config:
+    """Two heads of size 16 at 8×8 pixels: minutes on two cores."""
+    return Config(
+        preset="cpu",
+        env="MNIST-Proj8-v0",
+        heads=2,
+        size=16,
+        num_tasks=None,
+        bias=0.0,
+        repeat=1.0,
+        repeat_end=0.3,
+        repeat_steps=(1000, 3500),
+        batch_size=32,
+        steps=4000,
+        lr=1e-2,
+        warmup=100,
+        decay="cosine",
+        clip=1.0,
+        eval_every=500,
+        checkpoint_every=250,
+    )
+
+
+PRESETS = {"paper": paper, "gpu": gpu, "cpu": cpu}
+
+State = tuple[Tensor, Tensor]  # cells C [B, H, S, S] and h [B, H · S]
+
+
+class OuterLSTM(SequenceModel):
+    """The outer-product LSTM of appendix A.3 as a learner.
+
+    Args:
+        config: heads, size.
+        num_features: D.
+        num_classes: C.
+    """
+
+    def __init__(self, config: Config, num_features: int, num_classes: int) -> None:
+        super().__init__()
+        self.config, self.num_classes = config, num_classes
+        inputs, hidden = num_features + num_classes, config.heads * config.size
+        # The one linear map, in two parts: that of the tokens needs no loop.
+        self.input = nn.Linear(inputs, 8 * hidden)
+        self.recurrent = nn.Linear(hidden, 8 * hidden, bias=False)
+        self.scale = nn.Parameter(torch.zeros(()))
+        self.head = nn.Linear(hidden, num_classes)
+        std = (inputs + hidden) ** -0.5
+        for layer in (self.input, self.recurrent):
+            nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
+        nn.init.zeros_(self.input.bias)
+
+    def forward(
+        self, x: Float[Tensor, "B T D"], prev_y: Int[Tensor, "B T"]
+    ) -> Float[Tensor, "B T C"]:
+        """Logits of all steps."""
+        return self._steps(x, prev_y, self.begin(len(x)))[0]
+
+    def begin(self, batch_size: int) -> State:
+        """Zeros."""
+        heads, size = self.config.heads, self.config.size
+        zeros = self.head.weight.new_zeros
+        return zeros(batch_size, heads, size, size), zeros(batch_size, heads * size)
+
+    def step(
+        self, x: Float[Tensor, "B D"], prev_y: Int[Tensor, " B"], state: State
+    ) -> tuple[Float[Tensor, "B C"], State]:
+        """Logits of one more step."""
+        logits, after = self._steps(x[:, None], prev_y[:, None], state)
+        return logits[:, 0], after
+
+    def _steps(
+        self, x: Float[Tensor, "B S D"], prev_y: Int[Tensor, "B S"], state: State
+    ) -> tuple[Float[Tensor, "B S C"], State]:
+        tokens = torch.cat([x, one_hot_labels(prev_y, self.num_classes)], dim=-1)
+        outputs = []
+        for part in self.input(tokens).split(SEGMENT, dim=1):
+            if torch.is_grad_enabled():
+                output, state = checkpoint(
+                    self._segment, part, state, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                output, state = self._segment(part, state)
+            outputs.append(output)
+        return self.head(torch.cat(outputs, dim=1)), state
+
+    def _segment(
+        self, inputs: Float[Tensor, "B S G"], state: State
+    ) -> tuple[Float[Tensor, "B S N"], State]:
+        """Outputs h of some steps, from the input's part of the linear map."""
+        cell, h = state
+        batch, heads, size = cell.shape[:3]
+        scale = functional.softplus(self.scale)
+        outputs = []
+        for z in inputs.unbind(dim=1):
+            # In the cell's precision: under autocast, a cell in bf16 would forget by rounding.
+            z = (z + self.recurrent(h)).to(cell.dtype).view(batch, heads, 8, size)
+            k1, k2 = torch.tanh(z[:, :, :6]).split(3, dim=2)
+            i, g, f = ((scale * k1)[..., None] * k2[..., None, :]).unbind(dim=2)
+            cell = torch.sigmoid(f + 1) * cell + torch.sigmoid(i) * g
+            q, o = z[:, :, 6], z[:, :, 7]
+            read = torch.matmul(q[:, :, None], cell)[:, :, 0]  # Σ_i q_i C_ij
+            h = (torch.sigmoid(o) * torch.tanh(read)).flatten(1)
+            outputs.append(h)
+        return torch.stack(outputs, dim=1), (cell, h)
+
+    def state_size(self, episode_length: int) -> int:
+        """Cells and h, however long the episode."""
+        heads, size = self.config.heads, self.config.size
+        return heads * size**2 + heads * size
+
+
+METHOD = Method("outer-lstm", "Outer-product LSTM", "In-context, black-box", OuterLSTM)
+
+if __name__ == "__main__":
+    sys.exit(
+        cli.main(lambda config: train.run(config, METHOD), PRESETS, METHOD.program, __doc__ or "")
+    )
