@@ -22,15 +22,16 @@ GPICL does not say whether error, label or both are fed; ours: both (``--feedbac
 cells are redrawn every episode while training (the parts of ``--accumulate`` share a draw,
 processes do not); an evaluation refuses randomness, so there one draw, kept with the weights,
 serves all episodes. Trained by backpropagation as in GPICL, not by evolution as in the released
-code. Layer
-norm of messages (here off) and the optimizer are not stated; see the presets.
+code. Whether messages are normalised (here not) and the optimizer's settings are not stated. Labels
+of repeated points can be guessed from their frequency alone, on which VSML gets stuck: no
+curriculum. The learning rate is larger than elsewhere, as input gates begin nearly closed.
 """
 
 import dataclasses
 import itertools
 import math
 import sys
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -51,7 +52,7 @@ class Config(TrainConfig):
     """VSML."""
 
     preset: Literal["paper", "gpu", "cpu"] = "paper"
-    """paper: as in Table 2. gpu: the same with our curriculum. cpu: 8×8 pixels."""
+    """paper: as in Table 2. gpu: the same, unbounded tasks. cpu: 8×8 pixels."""
     batch_size: int = 8  # Kirsch et al. 2022, A.4
     """Episodes (tasks) per outer step, over all processes."""
     compile: bool | None = False
@@ -88,15 +89,13 @@ def paper() -> Config:
 
 
 def gpu() -> Config:
-    """The paper's model with unbounded tasks, uniform permutations and repeated points."""
+    """The paper's model with unbounded tasks and uniform permutations, at a larger rate."""
     return Config(
         preset="gpu",
         num_tasks=None,
         bias=0.0,
-        repeat=0.7,
-        repeat_end=0.1,
-        repeat_steps=(500, 5000),
         steps=20_000,
+        lr=1e-2,
         warmup=100,
         decay="cosine",
         clip=1.0,
@@ -110,15 +109,12 @@ def cpu() -> Config:
         env="MNIST-Proj8-v0",
         num_tasks=None,
         bias=0.0,
-        repeat=0.7,
-        repeat_end=0.1,
-        repeat_steps=(200, 1000),
-        steps=2000,
-        lr=3e-3,
-        warmup=50,
+        steps=1500,
+        lr=3e-2,
+        warmup=20,
         decay="cosine",
         clip=1.0,
-        eval_every=200,
+        eval_every=250,
         checkpoint_every=100,
     )
 
@@ -140,8 +136,7 @@ class Ticks(torch.autograd.Function):
     """Ticks of all LSTMs of a layer with incoming messages held fixed.
 
     Gates i, g, f, o in this order: c ← σ(f) c + σ(i) tanh(g), h ← σ(o) tanh(c). Their inputs are
-    recurrent · h + of_input + of_output. The same as plain autograd, with a third of its
-    temporaries.
+    recurrent · h + of_input + of_output. The gradient is written out, for fewer temporaries.
     """
 
     @staticmethod
@@ -203,7 +198,7 @@ class Ticks(torch.autograd.Function):
 
 
 def tanh(values: Tensor) -> Tensor:
-    """The tangent; on a CPU by the sigmoid, which PyTorch computes nine times as fast there."""
+    """Hyperbolic tangent; on a CPU by the sigmoid, nine times as fast there in PyTorch."""
     return torch.sigmoid(2 * values).mul_(2).sub_(1) if values.is_cpu else values.tanh()
 
 
@@ -301,16 +296,15 @@ class VSML(SequenceModel):
     def _steps(
         self, x: Float[Tensor, "N S D"], prev_y: Int[Tensor, "N S"], state: State
     ) -> tuple[Float[Tensor, "N S C"], State]:
-        layers, logits = state
         answers = []
         # The states are the weights that are learned: 32 bits, also under autocast.
         with torch.autocast(x.device.type, enabled=False):
             weights = self._weights()
             labels = one_hot_labels(prev_y, self.sizes[-1])
             for t in range(x.shape[1]):
-                layers, logits = self._step(x[:, t], labels[:, t], layers, logits, weights)
-                answers.append(logits)
-        return torch.stack(answers, dim=1), (layers, logits)
+                state = self._step(x[:, t], labels[:, t], state, weights)
+                answers.append(state[1])
+        return torch.stack(answers, dim=1), state
 
     def _weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Of the gates: weights of messages to inputs and to outputs, of h, and the bias.
@@ -332,19 +326,18 @@ class VSML(SequenceModel):
         self,
         x: Float[Tensor, "N D"],
         labels: Float[Tensor, "N C"],
-        layers: list[Layer],
-        logits: Float[Tensor, "N C"],
+        state: State,
         weights: tuple[Tensor, Tensor, Tensor, Tensor],
-    ) -> tuple[list[Layer], Float[Tensor, "N C"]]:
+    ) -> State:
+        (layers, logits), size = state, self.config.messages
         to_input, to_output, recurrent, bias = weights
-        size, feedback = self.config.messages, self.config.feedback
         known = labels.sum(dim=-1, keepdim=True)  # 0 at the first step
         error = (logits.softmax(dim=-1) - labels) * known
-        nothing = torch.zeros_like(error)
-        last = torch.stack(
-            [nothing if feedback == "label" else error, nothing if feedback == "error" else labels]
-            + [nothing] * (size - 2)
-        )
+        fed = [
+            error if self.config.feedback != "label" else torch.zeros_like(error),
+            labels if self.config.feedback != "error" else torch.zeros_like(labels),
+        ]
+        last = functional.pad(torch.stack(fed), (0, 0, 0, 0, 0, size - 2))
         upward = functional.pad(x[None], (0, 0, 0, 0, 0, size - 1))
         from_above = [downward for _, _, downward in layers[1:]] + [last]
         after = []
@@ -368,13 +361,11 @@ def average(
 ) -> Float[Tensor, "M N X"]:
     """Messages of all LSTMs, averaged over inputs (dim 3) or outputs (dim 2)."""
     if norm is None:  # linear: average first
-        return (head(h.mean(dim).movedim(0, -1))).movedim(-1, 0)
+        return head(h.mean(dim).movedim(0, -1)).movedim(-1, 0)
     return norm(head(h.movedim(0, -1))).mean(dim - 1).movedim(-1, 0)
 
 
-def truncated_normal(
-    tensor: Tensor, fan_in: int, generator: torch.Generator | None = None
-) -> Tensor:
+def truncated_normal(tensor: Tensor, fan_in: int, generator: Any = None) -> Tensor:
     """Fill with N(0, 1 / fan_in), cut at two standard deviations (the paper's library)."""
     std = fan_in**-0.5
     return nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std, generator=generator)

@@ -106,9 +106,9 @@ def test_equals_an_independent_transformer_in_float64(positions):
     for b in range(2):
         expected = in_numpy(net, episodes.x[b], episodes.prev_y[b])
         assert expected.std() > 0.3  # not the zeros of the initial head
-        # 1e-5, not less: one-hot labels and rotary angles are float32 in both.
+        # Measured: 1e-8 in float64 (rotary angles are float32), 4e-7 in float32.
         np.testing.assert_allclose(logits[b], expected, atol=1e-5 * abs(expected).max())
-        np.testing.assert_allclose(single[b], expected, atol=1e-4 * abs(expected).max())
+        np.testing.assert_allclose(single[b], expected, atol=1e-5 * abs(expected).max())
         peeking = in_numpy(net, episodes.x[b], episodes.prev_y[b], causal=False)
         assert abs(peeking - expected).max() > 0.1
     other = "rotary" if positions == "learned" else "learned"

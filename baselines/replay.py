@@ -1,0 +1,186 @@
+"""Run an entry's checkpoints again: do they give the predictions that were handed in?
+
+    python -m baselines.replay leaderboards/table2-proj8-v0/gpicl
+
+For each seed the learner is rebuilt from ``checkpoints/seed-<n>.safetensors``, whose header names
+the baseline (one of an allow-list) and its settings; nothing of the file is executed. It then
+predicts the frozen episodes and as many fresh ones, of tasks that nobody has seen: a learner that
+was tuned to the frozen episodes is worse there.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+import icl_bench
+from baselines import common
+from icl_bench.data.images import MissingDataError
+from icl_bench.evaluation.learner import Learner, call_learner
+from icl_bench.leaderboard.submission import Submission, read_submission
+from icl_bench.registration import find_spec
+
+# Name in a checkpoint's header → module; its METHOD builds the model.
+BASELINES = {
+    "gpicl": "baselines.gpicl",
+    "lstm": "baselines.lstm",
+    "outer-lstm": "baselines.outer_lstm",
+    "vsml": "baselines.vsml",
+    "vsml-nosym": "baselines.vsml_nosym",
+    "mlp": "baselines.mlp",
+}
+
+# A header or a tensor beyond these is no learner of ours.
+MAX_HEADER, MAX_NUMBERS, MAX_SIZE = 20_000, 200_000_000, 16_384
+
+# Fresh episodes begin after those of any protocol.
+FRESH_FROM = 2**20
+
+# Share of predictions that may differ: other machines round otherwise, and near-ties turn.
+ROUNDING = 0.005
+
+
+class ReplayError(ValueError):
+    """A checkpoint that cannot be rebuilt, with the reason."""
+
+
+def load_learner(path: Path, device: str = "cpu") -> Learner:
+    """The learner of a checkpoint, in evaluation mode.
+
+    Raises:
+        ReplayError: If the file is not a checkpoint of a known baseline, or does not fit it.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    except Exception as error:  # safetensors raises a type of its own for every damage
+        raise ReplayError(f"{path} is not a safetensors file: {error}") from error
+    name = header.get("baseline", "")
+    if name not in BASELINES:
+        raise ReplayError(f"{path}: baseline {name!r} is none of {', '.join(BASELINES)}")
+    if len(header.get("config", "")) > MAX_HEADER:
+        raise ReplayError(f"{path}: settings of more than {MAX_HEADER} characters")
+    if sum(int(np.prod(shape)) for shape in shapes) > MAX_NUMBERS:
+        raise ReplayError(f"{path}: more than {MAX_NUMBERS} numbers")
+    module = importlib.import_module(BASELINES[name])
+    try:
+        config = common.config_from_json(module.Config, header["config"])
+        shaping = ("width", "layers", "heads", "hidden", "size", "grid", "episode_length")
+        large = [n for n in shaping if getattr(config, n, 0) > MAX_SIZE]
+        if large:
+            raise ValueError(f"{', '.join(large)} above {MAX_SIZE}")
+        config.check()
+        spec = find_spec(config.meta_train)
+        model = module.METHOD.build(config, spec.num_features, spec.num_classes)
+        model.load_state_dict(load_file(path))
+    except (KeyError, TypeError, ValueError, RuntimeError, json.JSONDecodeError) as error:
+        raise ReplayError(f"{path}: {' '.join(str(error).split())}") from error
+    return model.to(device).eval()
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """What one seed's checkpoint does on one environment.
+
+    Attributes:
+        seed: Meta-training seed.
+        env: Environment id.
+        differing: Share of the frozen predictions that differ from those handed in.
+        frozen: Accuracy at the last step on the frozen episodes.
+        fresh: The same on as many fresh episodes.
+    """
+
+    seed: int
+    env: str
+    differing: float
+    frozen: float
+    fresh: float
+
+    @property
+    def same(self) -> bool:
+        """Whether the predictions are those handed in, but for rounding."""
+        return self.differing <= ROUNDING
+
+
+def replay(
+    submission: Submission, device: str = "cpu", data_dir: str | None = None
+) -> list[Replay]:
+    """Replay every seed of a submission that has a checkpoint, where data are at hand.
+
+    Raises:
+        ReplayError: If there is no checkpoint, or one cannot be rebuilt.
+    """
+    found = []
+    for seed, by_env in submission.predictions.items():
+        path = submission.path / "checkpoints" / f"seed-{seed}.safetensors"
+        if not path.exists():
+            continue
+        learner = load_learner(path, device)
+        for env, handed_in in by_env.items():
+            try:
+                made: Any = icl_bench.make(env, split="unseen", device=device, data_dir=data_dir)
+            except MissingDataError as error:
+                print(f"skipped {env}: {error}", file=sys.stderr)
+                continue
+            count = len(handed_in.prediction)
+            frozen, right = _predict(learner, made.unwrapped, 0, count)
+            _, fresh = _predict(learner, made.unwrapped, FRESH_FROM, count)
+            differing = float((frozen != handed_in.prediction).mean())
+            last = float(right[:, -1].mean())
+            found.append(Replay(seed, env, differing, last, float(fresh[:, -1].mean())))
+    if not found:
+        raise ReplayError(f"{submission.path} has no checkpoint to replay (checkpoints/seed-<n>)")
+    return found
+
+
+def _predict(learner: Learner, env: Any, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions [E, T] of these episodes, and whether each is right."""
+    predictions, right = [], []
+    for start in range(first, first + count, 64):
+        batch = env.episodes(range(start, min(start + 64, first + count)))
+        logits = call_learner(learner, batch.x, batch.prev_y, batch.num_classes)
+        predictions.append(logits.argmax(dim=-1).cpu().numpy())
+        right.append(predictions[-1] == batch.y.cpu().numpy())
+    return np.concatenate(predictions), np.concatenate(right)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; status 1 if a replay differs."""
+    parser = argparse.ArgumentParser(
+        prog="python -m baselines.replay",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("entry", type=Path, help="folder of an entry, with checkpoints")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
+    parser.add_argument("--data-dir", help="data folder; see also ICL_BENCH_DATA")
+    args = parser.parse_args(argv)
+    try:
+        device = str(common.resolve_device(args.device))
+        submission = read_submission(args.entry)
+        if submission.problems:
+            raise ReplayError(f"{args.entry} is not valid: {submission.problems[0]}")
+        rows = replay(submission, device, args.data_dir)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    for row in rows:
+        verdict = "same" if row.same else "DIFFERS"
+        print(
+            f"seed {row.seed}  {row.env:24} {verdict:8} {row.differing:.3%} of predictions differ; "
+            f"last step: frozen {row.frozen:.1%}, fresh {row.fresh:.1%}"
+        )
+    return 0 if all(row.same for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
