@@ -7,7 +7,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-OptimizerName = Literal["adam", "adamw", "sign"]
+OptimizerName = Literal["adam", "adamw", "sign", "muon"]
+
+
+# Parameters of the first and the last layer, by the first part of their name: Muon is not for them.
+OUTER = frozenset({"embed", "embed_error", "input", "position", "head"})
 
 
 class SignMomentum(torch.optim.Optimizer):
@@ -52,6 +56,37 @@ class SignMomentum(torch.optim.Optimizer):
             torch._foreach_add_(parameters, torch._foreach_sign(averages), alpha=-group["lr"])
 
 
+class Together:
+    """Optimizers of different parameters as one, as far as the outer loop asks for it."""
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        self.parts = parts
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Those of all parts."""
+        return [group for part in self.parts for group in part.param_groups]
+
+    def step(self) -> None:
+        """One step of all parts."""
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for part in self.parts:
+            part.zero_grad()
+
+    def state_dict(self) -> dict[str, Any]:
+        """States of all parts."""
+        return {str(i): part.state_dict() for i, part in enumerate(self.parts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken."""
+        for i, part in enumerate(self.parts):
+            part.load_state_dict(state[str(i)])
+
+
 def make_optimizer(
     name: OptimizerName,
     module: nn.Module,
@@ -60,18 +95,30 @@ def make_optimizer(
     eps: float,
     momentum: float,
     weight_decay: float,
-) -> torch.optim.Optimizer:
+) -> torch.optim.Optimizer | Together:
     """The optimizer of a module; weight decay acts on matrices only.
 
     Args:
-        name: adam (decay as a term of the gradient), adamw (decoupled decay) or sign.
+        name: adam (decay as a term of the gradient), adamw (decoupled decay), sign, or muon:
+            orthogonalised momentum (Jordan et al. 2024) for the matrices between the first and the
+            last, in steps as large as Adam's (Liu et al. 2025), and AdamW for all else.
         module: Whose parameters are trained.
         lr: Learning rate before the schedule.
         eps: Adam's ε.
-        momentum: β of ``sign``; Adam's betas are 0.9 and 0.999.
+        momentum: β of ``sign``; Adam's betas are 0.9 and 0.999, Muon's is 0.95.
         weight_decay: Coefficient of matrices; vectors (biases, scales) have none.
     """
-    matrices = [p for p in module.parameters() if p.requires_grad and p.ndim >= 2]
+    hidden = []
+    if name == "muon":
+        hidden = [
+            p
+            for n, p in module.named_parameters()
+            if p.requires_grad and p.ndim == 2 and n.split(".")[0] not in OUTER
+        ]
+    apart = set(map(id, hidden))
+    matrices = [
+        p for p in module.parameters() if p.requires_grad and p.ndim >= 2 and id(p) not in apart
+    ]
     vectors = [p for p in module.parameters() if p.requires_grad and p.ndim < 2]
     groups = [
         {"params": matrices, "weight_decay": weight_decay},
@@ -80,8 +127,14 @@ def make_optimizer(
     groups = [group for group in groups if group["params"]]
     if name == "sign":
         return SignMomentum(groups, lr, momentum)
-    kind = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
-    return kind(groups, lr=lr, eps=eps, fused=True)
+    kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
+    adam = kind(groups, lr=lr, eps=eps, fused=True)
+    if not hidden:
+        return adam
+    muon = torch.optim.Muon(
+        hidden, lr=lr, weight_decay=weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+    )
+    return Together(muon, adam)
 
 
 def rate_factor(step: int, steps: int, warmup: int, decay: Literal["none", "cosine"]) -> float:

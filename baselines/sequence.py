@@ -66,7 +66,9 @@ def build_model(method: Method, config: TrainConfig) -> SequenceModel:
     """The model with the initial weights that ``config.seed`` names; torch's state is kept."""
     spec = find_spec(config.meta_train)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)  # noqa: TID251 nn's initialisers know no other; forked
+        # nn's initialisers know no other generator. torch.manual_seed would seed the GPUs' as well,
+        # which nothing here puts back.
+        torch.default_generator.manual_seed(config.seed)
         return method.build(config, spec.num_features, spec.num_classes)
 
 

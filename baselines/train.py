@@ -182,7 +182,10 @@ def train(
 
 
 def _restore(
-    config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer, losses: Tensor
+    config: TrainConfig,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | optim.Together,
+    losses: Tensor,
 ) -> tuple[int, float]:
     """The step to go on with, and the seconds before it; loads the newest sound checkpoint."""
     state = None if config.resume is None else checkpoint.load(Path(config.resume))

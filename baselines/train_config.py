@@ -37,7 +37,8 @@ class TrainConfig(common.RunConfig):
     repeat_steps: tuple[int, int] = (0, 0)
     """Outer steps between which it goes linearly from repeat to repeat_end; 0 0 = never."""
     optimizer: optim.OptimizerName = "adam"
-    """adam, adamw (decoupled decay), or sign (sign of the gradient's moving average)."""
+    """adam, adamw (decoupled decay), sign (of the gradient's moving average), or muon (orthogonal
+    steps for hidden matrices, AdamW for the rest)."""
     lr: float = 1e-3
     """Learning rate after the warm-up."""
     warmup: int = 0

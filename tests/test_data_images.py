@@ -186,7 +186,7 @@ def test_data_dir_comes_first_then_the_variable_then_the_cache(tiny, tmp_path, m
     monkeypatch.setenv("ICL_BENCH_CACHE", str(folders[2]))
     for folder, path in zip(folders, paths, strict=True):
         assert load_images("Tiny", "test", folders[0]).origin == str(path)
-        shutil.rmtree(folder)
+        shutil.rmtree(folder / "images")
     with pytest.raises(MissingDataError) as caught:
         load_images("Tiny", "test", folders[0])
     message = str(caught.value)

@@ -323,6 +323,13 @@ def test_extended_hand_in_fits_the_size(tmp_path):
     assert (path / "predictions/seed-0.parquet").stat().st_size < 3_000_000
 
 
+def test_what_is_no_toml_is_told_in_the_words_of_the_parser(made, tmp_path):
+    path = shutil.copytree(made, tmp_path / "gpicl")
+    (path / "entry.toml").write_text("a = \n")
+    (problem,) = validate(path)
+    assert problem == "entry.toml: cannot be read as TOML: Invalid value (at line 1, column 5)"
+
+
 # --- a corpus of bad submissions
 
 

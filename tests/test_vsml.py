@@ -23,11 +23,13 @@ SMALL = {"hidden": 6, "messages": 4}
 
 
 def random_weights(model: SequenceModel) -> SequenceModel:
-    """All parameters at random, so that no bias or scale is left untested."""
+    """All parameters and cells at random, so that no bias or scale is left untested."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.7)
+        for name, value in model.state_dict().items():
+            if name == "cells":  # VSML without symmetries keeps the second half at zero
+                value = value[..., : value.shape[-1] // 2]
+            value.copy_(torch.randn(value.shape, generator=generator) * 0.7)
     return model.eval()
 
 
@@ -266,13 +268,13 @@ def test_equivariant_to_permuted_classes_and_invariant_to_permuted_inputs(settin
     inputs, outputs = torch.tensor([3, 0, 4, 1, 2]), torch.tensor([2, 0, 1])
     same = torch.arange(A), torch.arange(B)
     shuffled = permuted(model, inputs, same[1])(x[..., inputs], prev_y)
-    torch.testing.assert_close(shuffled, logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(shuffled, logits, atol=1e-5, rtol=0)
     renamed = torch.where(prev_y < 0, prev_y, outputs.argsort()[prev_y.clamp(0)])
     relabelled = permuted(model, same[0], outputs)(x, renamed)
-    torch.testing.assert_close(relabelled, logits[..., outputs], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(relabelled, logits[..., outputs], atol=1e-5, rtol=0)
     # None of this holds by indifference to inputs, labels or cells.
     for other in (model(x[..., inputs], prev_y), model(x, renamed)[..., outputs.argsort()]):
-        assert (other - logits).abs().max() > 1e-2
+        assert (other - logits).abs().max() > 5e-4
 
 
 @torch.no_grad()
@@ -424,7 +426,8 @@ def test_cells_are_redrawn_for_every_outer_step_and_episode(monkeypatch):
             assert not torch.equal(draws[first][0], draws[second][0])
     assert torch.equal(cells(7)[0], draws[0][0])
     assert not torch.equal(draws[0][0][:, 0], draws[0][0][:, 1])  # two episodes
-    assert not torch.equal(draws[0][0][..., :B, :], draws[0][1][..., :B, :])  # two layers
+    first, second = (c.flatten()[:20] for c in draws[0])
+    assert not torch.equal(first, second)  # two layers
     kept = draws[-1][0]
     assert torch.equal(kept[:3, 1], model.cells_0)
     assert torch.equal(kept[:, 0], kept[:, 2])

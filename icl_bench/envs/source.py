@@ -55,6 +55,9 @@ def env_args(**given: Any) -> EnvArgs:
     Raises:
         TypeError: For an argument that must be a whole number and is not, or an unknown one.
     """
+    names = [field.name for field in dataclasses.fields(EnvArgs)]
+    if unknown := sorted(set(given) - set(names)):
+        raise TypeError(f"unknown argument {', '.join(unknown)}: there are {', '.join(names)}")
     for name, value in given.items():
         optional = name in ("num_tasks", "episode_length") and value is None
         if name in ("num_tasks", "episode_length", "seed", "task_seed") and not optional:
