@@ -346,10 +346,13 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
         writer.writerows(rows)
 
 
-def save_learner(path: Path, tensors: Mapping[str, torch.Tensor], config: RunConfig) -> None:
-    """Write weights with the settings that made them in the header; atomic."""
+def save_learner(
+    path: Path, tensors: Mapping[str, torch.Tensor], baseline: str, config: RunConfig
+) -> None:
+    """Write weights, with the baseline's name and settings in the header; atomic."""
     # One key: safetensors writes several in any order.
-    header = {"config": config_to_json(portable(config))}
+    settings = json.loads(config_to_json(portable(config)))
+    header = {"learner": json.dumps({"baseline": baseline, "config": settings}, indent=2)}
     with atomic_path(path) as temporary:
         save_file(dict(tensors), temporary, metadata=header)
 

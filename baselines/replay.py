@@ -60,20 +60,24 @@ def load_learner(path: Path, device: str = "cpu") -> Learner:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
+            header = (file.metadata() or {}).get("learner", "{}")
             shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
     except Exception as error:  # safetensors raises a type of its own for every damage
         raise ReplayError(f"{path} is not a safetensors file: {error}") from error
-    name = header.get("baseline", "")
-    if name not in BASELINES:
+    if len(header) > MAX_HEADER:
+        raise ReplayError(f"{path}: a header of more than {MAX_HEADER} characters")
+    try:
+        about = json.loads(header)
+        name, settings = about["baseline"], json.dumps(about["config"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ReplayError(f"{path}: the header does not say what it is the learner of") from error
+    if not isinstance(name, str) or name not in BASELINES:
         raise ReplayError(f"{path}: baseline {name!r} is none of {', '.join(BASELINES)}")
-    if len(header.get("config", "")) > MAX_HEADER:
-        raise ReplayError(f"{path}: settings of more than {MAX_HEADER} characters")
     if sum(int(np.prod(shape)) for shape in shapes) > MAX_NUMBERS:
         raise ReplayError(f"{path}: more than {MAX_NUMBERS} numbers")
     module = importlib.import_module(BASELINES[name])
     try:
-        config = common.config_from_json(module.Config, header["config"])
+        config = common.config_from_json(module.Config, settings)
         shaping = ("width", "layers", "heads", "hidden", "size", "grid", "episode_length")
         large = [n for n in shaping if getattr(config, n, 0) > MAX_SIZE]
         if large:

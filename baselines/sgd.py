@@ -235,7 +235,7 @@ def run(config: Config) -> None:
     else:
         envs = common.envs_at_hand(config)
         with common.open_run(config, entry, PROGRAM) as folder:
-            common.save_learner(folder.path / "learner.safetensors", learner.initial, config)
+            common.save_learner(folder.path / "learner.safetensors", learner.initial, "sgd", config)
             common.evaluate_run(folder, learner, envs)
 
 

@@ -56,7 +56,9 @@ def run(config: TrainConfig, method: Method) -> None:
         ):
             hours = train(config, model, source, folder)
             common.add_gpu_hours(folder, entry, hours)
-            common.save_learner(folder.path / "learner.safetensors", model.state_dict(), config)
+            common.save_learner(
+                folder.path / "learner.safetensors", model.state_dict(), method.name, config
+            )
             common.evaluate_run(folder, model.eval(), envs)
 
 

@@ -310,7 +310,8 @@ def test_help_documents_every_setting(capsys):
     documents = "".join((ROOT / "baselines" / name).read_text() for name in files)
     for field in dataclasses.fields(Config):
         assert f"--{field.name.replace('_', '-')}" in shown, field.name
-        found = re.findall(rf'^    {field.name}: .*\n    """(.*)"""$', documents, re.MULTILINE)
+        pattern = rf'^    {field.name}: [^\n]*\n    """(.*?)"""$'
+        found = re.findall(pattern, documents, re.MULTILINE | re.DOTALL)
         assert found, f"{field.name} has no docstring"
         assert any(" ".join(text.split()) in shown for text in found), field.name
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import types
+import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import icl_bench
-from baselines import checkpoint, cli, gpicl, monitor, train
+from baselines import checkpoint, cli, gpicl, monitor, optim, train
 from baselines.common import JsonlLog
 from baselines.sequence import Method, build_model
 from icl_bench.evaluation.protocol import EXTENDED_EPISODES
@@ -201,7 +202,7 @@ def test_learns(tmp_path):
 # Resumed = uninterrupted
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sign"])
+@pytest.mark.parametrize("optimizer", typing.get_args(optim.OptimizerName))
 def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(tmp_path, optimizer):
     """Stopped in step 5 (before any regular checkpoint), 9 and 16, none a multiple of the log's."""
     settings = (*SCHEDULED, "--optimizer", optimizer)

@@ -1,6 +1,7 @@
 """VSML with and without symmetries: equal to loops over LSTMs, equivariant, causal, learns."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 
 import numpy as np
@@ -451,7 +452,9 @@ def test_the_weights_file_alone_gives_the_learner_back(tmp_path, monkeypatch, mo
     assert cli.main(run, module.PRESETS, module.METHOD.program, "About.", arguments) == 0
     (folder,) = tmp_path.iterdir()
     with safe_open(folder / "learner.safetensors", framework="pt") as file:
-        config = common.config_from_json(module.Config, file.metadata()["config"])
+        config = common.config_from_json(
+            module.Config, json.dumps(json.loads(file.metadata()["learner"])["config"])
+        )
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     fresh = build_model(module.METHOD, dataclasses.replace(config, seed=1))
     initial = build_model(module.METHOD, config).state_dict()
