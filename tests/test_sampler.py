@@ -209,6 +209,15 @@ def test_repeats_never_touch_evaluation(split: str) -> None:
     assert not source.plan(np.arange(50), 1.0).repeated.any()
 
 
+def test_a_batch_without_any_repeated_episode() -> None:
+    """A small share leaves some batches with none of them, and some with nothing else."""
+    source = make(episode_length=12)
+    shares = [source.plan(np.arange(4 * s, 4 * s + 4), 0.3).repeated.mean() for s in range(100)]
+    assert {0.0, 0.25, 0.5} <= set(shares)
+    for s in np.flatnonzero(np.array(shares) == 0.0)[:3]:
+        assert len(source.episodes(np.arange(4 * s, 4 * s + 4), 0.3)) == 4
+
+
 def test_the_fixed_permutation_belongs_to_the_task_set() -> None:
     """Two streams of one task set share it; another task set has another."""
     tasks = np.arange(500)

@@ -252,9 +252,8 @@ def test_a_run_leaves_what_a_leaderboard_needs(tmp_path, capsys):
 def test_the_weights_file_alone_gives_the_learner_back(tmp_path, batch):
     assert run(*FAST, "--hidden", "16", "--seed", "3", "--runs", tmp_path) == 0
     with safe_open(only_folder(tmp_path) / "learner.safetensors", framework="pt") as file:
-        config = common.config_from_json(
-            Config, json.dumps(json.loads(file.metadata()["learner"])["config"])
-        )
+        about = json.loads(file.metadata()["learner"])
+        config = common.config_from_json(Config, json.dumps(about["config"]))
         initial = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     assert config.runs == "runs"  # says nothing about the machine
     again = SGD(config, 64, 10)

@@ -452,9 +452,8 @@ def test_the_weights_file_alone_gives_the_learner_back(tmp_path, monkeypatch, mo
     assert cli.main(run, module.PRESETS, module.METHOD.program, "About.", arguments) == 0
     (folder,) = tmp_path.iterdir()
     with safe_open(folder / "learner.safetensors", framework="pt") as file:
-        config = common.config_from_json(
-            module.Config, json.dumps(json.loads(file.metadata()["learner"])["config"])
-        )
+        about = json.loads(file.metadata()["learner"])
+        config = common.config_from_json(module.Config, json.dumps(about["config"]))
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     fresh = build_model(module.METHOD, dataclasses.replace(config, seed=1))
     initial = build_model(module.METHOD, config).state_dict()

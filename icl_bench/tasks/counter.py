@@ -68,7 +68,7 @@ def words(key: int, ids: Int[np.ndarray, " B"], n: int) -> UInt32[np.ndarray, "B
     blocks = np.arange((n + 3) // 4, dtype=np.uint64)[None, :]
     c0, c2, c3 = np.broadcast_arrays(blocks, ids & _LOW, ids >> _SHIFT)
     out = np.stack(philox(c0, c2, c3, key), axis=-1).astype(np.uint32)
-    return out.reshape(len(ids), -1)[:, :n]
+    return out.reshape(len(ids), 4 * blocks.size)[:, :n]
 
 
 def long_words(key: int, ids: Int[np.ndarray, " B"], n: int) -> UInt64[np.ndarray, "B n"]:
