@@ -57,6 +57,11 @@ def add_parsers(subparsers: Parsers) -> None:
         action="store_true",
         help="hand in although environments of the suite were not evaluated; they stay a dash",
     )
+    submit.add_argument(
+        "--checkpoints",
+        action="store_true",
+        help="hand in the learners' weights, so that anyone can run them again (baselines.replay)",
+    )
     about = submit.add_argument_group("to say otherwise than the runs do")
     for field in _TEXTS:
         about.add_argument(f"--{field.replace('_', '-')}", metavar="TEXT")
@@ -159,7 +164,8 @@ def _submit(args: argparse.Namespace) -> int:
     out = args.out or Path("leaderboards") / suite.name / load_run(args.runs[0]).entry.name
     said = {name: getattr(args, name) for name in _SAID}
     overrides = {name: value for name, value in said.items() if value is not None}
-    make_submission(args.runs, out, suite.name, allow_missing=args.allow_missing, **overrides)
+    flags = {"allow_missing": args.allow_missing, "checkpoints": args.checkpoints}
+    make_submission(args.runs, out, suite.name, **flags, **overrides)
     print(f"{out}: made, and valid")
     left_out = [env for env in suite.envs if env not in scorable_envs(suite)]
     if left_out:

@@ -8,6 +8,7 @@ leaderboards/<suite>/<entry>/
 
 import dataclasses
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -35,6 +36,9 @@ from icl_bench.leaderboard.predictions import (
     write_predictions,
 )
 from icl_bench.leaderboard.runs import Run, check_one_method, load_run, results_by_seed
+
+# The learner's weights in a run folder.
+WEIGHTS = "learner.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,6 +185,7 @@ def make_submission(
     suite: str,
     *,
     allow_missing: bool = False,
+    checkpoints: bool = False,
     **overrides: Any,
 ) -> Path:
     """Make a submission from the run folders of one method; nothing is written if it is refused.
@@ -194,6 +199,8 @@ def make_submission(
             part becomes the entry's name.
         suite: Suite.
         allow_missing: Hand in some of the suite's environments only; the others stay a dash.
+        checkpoints: Hand in the runs' ``learner.safetensors``, too, so that anyone can run the
+            learner again.
         **overrides: Fields of ``EntryInfo`` to say otherwise than the runs do.
 
     Raises:
@@ -225,7 +232,12 @@ def make_submission(
             )
         for result in complete[seed]:
             _check_frozen(result, row)
-    return _write(out, entry, row, complete)
+    weights = {}
+    for run in loaded if checkpoints else ():
+        weights[run.entry.seed] = run.path / WEIGHTS
+        if not weights[run.entry.seed].is_file():
+            raise FileNotFoundError(f"{run.path} has no {WEIGHTS}: hand in without --checkpoints")
+    return _write(out, entry, row, complete, weights)
 
 
 def _common_entry(runs: Sequence[Run], name: str, overrides: Mapping[str, Any]) -> EntryInfo:
@@ -278,7 +290,11 @@ def _check_frozen(result: Result, suite: catalog.Suite) -> None:
 
 
 def _write(
-    out: Path, entry: EntryInfo, suite: catalog.Suite, results: Mapping[int, list[Result]]
+    out: Path,
+    entry: EntryInfo,
+    suite: catalog.Suite,
+    results: Mapping[int, list[Result]],
+    weights: Mapping[int, Path],
 ) -> Path:
     """Build the folder beside its place, validate it, and rename it."""
     fields = {key: value for key, value in entry.to_dict().items() if value is not None}
@@ -301,10 +317,13 @@ def _write(
         (built / "entry.toml").write_text(to_toml(document), encoding="utf-8", newline="\n")
         for seed, by_env in results.items():
             write_predictions(built / "predictions" / f"seed-{seed}.parquet", by_env)
+        for seed, file in weights.items():
+            (built / "checkpoints").mkdir(exist_ok=True)
+            shutil.copyfile(file, built / "checkpoints" / f"seed-{seed}.safetensors")
         problems = validate(built)
         if problems:
             raise ValueError("the submission would not be valid: " + "; ".join(problems))
-        for file in [*built.glob("predictions/*"), built / "entry.toml"]:
+        for file in [*built.glob("*/*"), built / "entry.toml"]:
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
         built.rename(out)
