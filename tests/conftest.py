@@ -1,12 +1,18 @@
 """Fixtures of all tests: a private cache folder, no network, real data where they are at hand."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 # Set before any library is imported: without it a missing network costs 23 s of retries a call.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# Shells start jobs in the background deaf to SIGINT, and children inherit that: tests of
+# interruptions need an open ear wherever they run.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 
