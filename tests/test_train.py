@@ -704,7 +704,7 @@ def start(*arguments: str | Path, launcher: Sequence[str] = ()) -> subprocess.Po
     return subprocess.Popen(
         [sys.executable, *launcher, "-m", "baselines.gpicl", *map(str, arguments)],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},  # the same bits
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
