@@ -60,14 +60,16 @@ def paper() -> Config:
 
 
 def gpu() -> Config:
-    """The paper's model with unbounded tasks, uniform permutations and repeated points."""
+    """The paper's model with the recipe of ``cpu``: unbounded tasks, repeated points, Muon."""
     return Config(
         preset="gpu",
         num_tasks=None,
         bias=0.0,
         repeat=0.7,
         repeat_end=0.1,
-        repeat_steps=(2000, 20_000),
+        repeat_steps=(2000, 10_000),
+        optimizer="muon",
+        lr=2e-3,
         warmup=500,
         decay="cosine",
         clip=1.0,
@@ -75,7 +77,10 @@ def gpu() -> Config:
 
 
 def cpu() -> Config:
-    """Two layers of width 128 at 8×8 pixels: learning to learn within minutes on two cores."""
+    """Two layers of width 128 at 8×8 pixels: learning to learn within minutes on two cores.
+
+    Muon leaves the plateau several times sooner than Adam does (1e-3, 1.5e-3) at this size.
+    """
     return Config(
         preset="cpu",
         env="MNIST-Proj8-v0",
@@ -86,10 +91,11 @@ def cpu() -> Config:
         bias=0.0,
         repeat=0.7,
         repeat_end=0.1,
-        repeat_steps=(600, 3100),
-        batch_size=48,
-        steps=4000,
-        lr=1.5e-3,
+        repeat_steps=(300, 1500),
+        batch_size=32,
+        steps=5000,
+        optimizer="muon",
+        lr=3e-3,
         warmup=100,
         decay="cosine",
         eval_every=500,

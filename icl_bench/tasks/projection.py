@@ -21,6 +21,9 @@ from icl_bench.tasks import counter
 # Bytes of projections held at once: tasks are made, used and dropped in groups of this size.
 GROUP_BYTES = 64 * 2**20
 
+# The same for the short cut, whose parts are small enough to stay in a CPU's cache.
+FRESH_BYTES = 8 * 2**20
+
 # Normals that tensor operations make at once: each takes about 90 bytes on the way.
 PORTABLE_NORMALS = 2**19
 
@@ -189,7 +192,7 @@ def fresh_projection(
     num_episodes, num_points, columns = z.shape
     dim = columns * copies
     out = z.new_empty(num_episodes, num_points, dim)
-    per_group = max(1, GROUP_BYTES // (8 * num_points * (dim + columns)))
+    per_group = max(1, FRESH_BYTES // (8 * num_points * (dim + columns)))
     for start in range(0, num_episodes, per_group):
         part = slice(start, start + per_group)
         exact = z[part].to(torch.float64)

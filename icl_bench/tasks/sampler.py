@@ -278,7 +278,7 @@ class TaskSampler:
 
     def _project(self, images: Float[Tensor, "B U P"], plan: Plan) -> Float[Tensor, "B U D"]:
         mean, std = self.stats
-        z = (images - mean) / std
+        z = images.sub_(mean).div_(std)  # gathered for this batch alone
         dim = self.view.num_features
         if self._short_cut:
             # Keyed by episode: a validation task met again would otherwise reuse normals for
