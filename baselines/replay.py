@@ -1,6 +1,7 @@
 """Run an entry's checkpoints again: do they give the predictions that were handed in?
 
     python -m baselines.replay leaderboards/table2-proj8-v0/gpicl
+    python -m baselines.replay leaderboards/digits-v0/gpicl --runs runs    # for score and plot
 
 For each seed the learner is rebuilt from ``checkpoints/seed-<n>.safetensors``, whose header names
 the baseline (one of an allow-list) and its settings; nothing of the file is executed. It then
@@ -124,16 +125,10 @@ def replay(
         ReplayError: If there is no checkpoint, or one cannot be rebuilt.
     """
     found = []
-    for seed, by_env in submission.predictions.items():
-        path = submission.path / "checkpoints" / f"seed-{seed}.safetensors"
-        if not path.exists():
-            continue
-        learner = load_learner(path, device)
-        for env, handed_in in by_env.items():
-            try:
-                made: Any = icl_bench.make(env, split="unseen", device=device, data_dir=data_dir)
-            except MissingDataError as error:
-                print(f"skipped {env}: {error}", file=sys.stderr)
+    for seed, learner in learners(submission, device).items():
+        for env, handed_in in submission.predictions[seed].items():
+            made = _make(env, device, data_dir)
+            if made is None:
                 continue
             count = len(handed_in.prediction)
             frozen, right = _predict(learner, made.unwrapped, 0, count)
@@ -141,9 +136,54 @@ def replay(
             differing = float((frozen != handed_in.prediction).mean())
             last = float(right[:, -1].mean())
             found.append(Replay(seed, env, differing, last, float(fresh[:, -1].mean())))
+    return found
+
+
+def learners(submission: Submission, device: str = "cpu") -> dict[int, Learner]:
+    """Meta-training seed → learner, of every seed that has a checkpoint.
+
+    Raises:
+        ReplayError: If there is none, or one cannot be rebuilt.
+    """
+    found = {}
+    for seed in submission.predictions:
+        path = submission.path / "checkpoints" / f"seed-{seed}.safetensors"
+        if path.exists():
+            found[seed] = load_learner(path, device)
     if not found:
         raise ReplayError(f"{submission.path} has no checkpoint to replay (checkpoints/seed-<n>)")
     return found
+
+
+def save_runs(
+    submission: Submission, root: Path, device: str = "cpu", data_dir: str | None = None
+) -> list[Path]:
+    """Evaluate every checkpoint as any learner, and write a run folder of each seed.
+
+    Raises:
+        ReplayError: As ``learners``.
+    """
+    assert submission.entry is not None
+    assert submission.suite is not None
+    paths = []
+    for seed, learner in learners(submission, device).items():
+        envs = [env for env in submission.predictions[seed] if _make(env, device, data_dir)]
+        results = [
+            icl_bench.evaluate(learner, env, progress=True, device=device, data_dir=data_dir)
+            for env in envs
+        ]
+        entry = dataclasses.replace(submission.entry, seed=seed).to_dict()
+        paths.append(icl_bench.save_run(results, root, suite=submission.suite.name, **entry))
+    return paths
+
+
+def _make(env: str, device: str, data_dir: str | None) -> Any:
+    """The unseen split of an environment; None, and a line on stderr, without its data."""
+    try:
+        return icl_bench.make(env, split="unseen", device=device, data_dir=data_dir)
+    except MissingDataError as error:
+        print(f"skipped {env}: {error}", file=sys.stderr)
+        return None
 
 
 def _predict(learner: Learner, env: Any, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -167,12 +207,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("entry", type=Path, help="folder of an entry, with checkpoints")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
     parser.add_argument("--data-dir", help="data folder; see also ICL_BENCH_DATA")
+    parser.add_argument("--runs", type=Path, help="evaluate instead, into run folders here")
     args = parser.parse_args(argv)
     try:
         device = str(common.resolve_device(args.device))
         submission = read_submission(args.entry)
         if submission.problems:
             raise ReplayError(f"{args.entry} is not valid: {submission.problems[0]}")
+        if args.runs is not None:
+            for path in save_runs(submission, args.runs, device, args.data_dir):
+                print(path)
+            return 0
         rows = replay(submission, device, args.data_dir)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -63,6 +63,17 @@ def test_a_checkpoint_gives_the_predictions_handed_in(entry, capsys):
     assert all("same" in line and "0.000%" in line for line in lines)
 
 
+def test_a_replay_makes_a_run_folder_like_the_one_handed_in(entry, handed_in, tmp_path, capsys):
+    assert replay.main([str(entry), "--device", "cpu", "--runs", str(tmp_path / "runs")]) == 0
+    path = Path(capsys.readouterr().out.strip())
+    again = make_submission([path], tmp_path / "digits-v0" / "again", "digits-v0")
+    first = read_submission(handed_in).predictions[0]
+    second = read_submission(again).predictions[0]
+    assert first.keys() == second.keys()
+    for env, predictions in first.items():
+        assert (predictions.prediction == second[env].prediction).all()
+
+
 def test_other_predictions_are_noticed(entry, capsys):
     path = entry / "predictions" / "seed-0.parquet"
     table = pq.read_table(path)
