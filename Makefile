@@ -40,6 +40,7 @@ quickstart: $(VENV)/.installed ## First results without any download: two pictur
 	$(BIN)/icl-bench evaluate 1-nn --suite digits-v0 --runs quickstart/runs
 	$(BIN)/icl-bench evaluate logistic-regression --suite digits-v0 --runs quickstart/runs
 	$(BIN)/python -m baselines.sgd --preset cpu --suite digits-v0 --runs quickstart/runs
+	$(BIN)/python -m baselines.replay leaderboards/digits-v0/gpicl --runs quickstart/runs
 	$(BIN)/icl-bench score quickstart/runs/*
 	$(BIN)/icl-bench plot quickstart/runs/* --out quickstart/learning_curves.png
 	@echo

@@ -55,7 +55,7 @@ class RunConfig:
     env: str = "MNIST-Proj-v0"
     """Environment to meta-train on (where the method does); evaluated with its relatives."""
     suite: str | None = None
-    """Evaluate on the environments of this suite instead, for instance table2-v0."""
+    """Take the environments of this suite instead, to meta-train and to evaluate on."""
     seed: int = 0
     """Meta-training seed."""
     episodes: int = 256

@@ -242,7 +242,7 @@ def rotate(
     return (vectors * angles.cos() + turned * angles.sin()).to(vectors.dtype)
 
 
-METHOD = Method("gpicl", "GPICL Transformer", "In-context, black-box", GPICL)
+METHOD = Method("gpicl", "GPICL Transformer", "In-context, black-box", GPICL, PRESETS)
 
 if __name__ == "__main__":
     sys.exit(

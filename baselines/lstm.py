@@ -145,7 +145,7 @@ class LSTM(SequenceModel):
         return 2 * self.config.hidden
 
 
-METHOD = Method("lstm", "LSTM", "In-context, black-box", LSTM)
+METHOD = Method("lstm", "LSTM", "In-context, black-box", LSTM, PRESETS)
 
 if __name__ == "__main__":
     sys.exit(

@@ -114,7 +114,7 @@ class MLP(SequenceModel):
         return 0
 
 
-METHOD = Method("mlp", "MLP", "None: one example at a time", MLP)
+METHOD = Method("mlp", "MLP", "None: one example at a time", MLP, PRESETS)
 
 if __name__ == "__main__":
     sys.exit(

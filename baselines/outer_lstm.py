@@ -190,7 +190,7 @@ class OuterLSTM(SequenceModel):
         return heads * size**2 + heads * size
 
 
-METHOD = Method("outer-lstm", "Outer-product LSTM", "In-context, black-box", OuterLSTM)
+METHOD = Method("outer-lstm", "Outer-product LSTM", "In-context, black-box", OuterLSTM, PRESETS)
 
 if __name__ == "__main__":
     sys.exit(

@@ -1,7 +1,7 @@
 """What a baseline's model offers to the outer loop, the evaluation and the leaderboard."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 import icl_bench
+from baselines import common
 from baselines.train_config import TrainConfig
 from icl_bench.registration import find_spec
 
@@ -40,6 +41,13 @@ class SequenceModel(nn.Module):
         raise NotImplementedError
 
 
+# Settings that do not make it another method.
+NO_MATTER = frozenset(
+    {"preset", "env", "suite", "seed", "episodes", "track", "log_every", "checkpoint_every"}
+    | {"eval_every", "eval_episodes", "deterministic", *common.PLACES}
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Method:
     """What a baseline tells the loop and the leaderboard.
@@ -49,17 +57,35 @@ class Method:
         title: For people.
         inductive_bias: As in Table 2 of GPICL.
         build: (config, D, C) → the model with its initial weights, from ``torch``'s generator.
+        presets: Name → settings.
     """
 
     name: str
     title: str
     inductive_bias: str
     build: Callable[[Any, int, int], SequenceModel]
+    presets: Mapping[str, Callable[[], Any]]
 
     @property
     def program(self) -> str:
         """How it is run."""
         return f"python -m baselines.{self.name.replace('-', '_')}"
+
+
+def command(method: Method, config: TrainConfig) -> str:
+    """How to make a run like this: its preset, and every setting that differs from it.
+
+    Without what may differ between the runs of one method: seed, places, what is shown.
+    """
+    preset = method.presets[config.preset]()
+    words = [method.program, f"--preset {config.preset}", f"--env {config.meta_train}"]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in NO_MATTER or value == getattr(preset, field.name):
+            continue
+        shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        words.append(f"--{field.name.replace('_', '-')} {shown}")
+    return " ".join(words)
 
 
 def build_model(method: Method, config: TrainConfig) -> SequenceModel:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 import icl_bench
 from baselines import checkpoint, common, monitor, optim
-from baselines.sequence import Method, SequenceModel, build_model, split
+from baselines.sequence import Method, SequenceModel, build_model, command, split
 from baselines.train_config import TrainConfig, processes, rank, world_size
 
 
@@ -40,7 +40,7 @@ def run(config: TrainConfig, method: Method) -> None:
             name=method.name,
             title=method.title,
             inductive_bias=method.inductive_bias,
-            code=f"{method.program} --preset {config.preset} --env {config.meta_train}",
+            code=command(method, config),
             meta_train=config.meta_train,
             meta_train_kwargs=config.meta_train_kwargs(),
             parameters=sum(p.numel() for p in model.parameters()),

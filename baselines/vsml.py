@@ -109,12 +109,12 @@ def cpu() -> Config:
         env="MNIST-Proj8-v0",
         num_tasks=None,
         bias=0.0,
-        steps=1500,
-        lr=3e-2,
+        steps=600,
+        lr=2e-2,
         warmup=20,
         decay="cosine",
-        clip=1.0,
-        eval_every=250,
+        clip=0.1,
+        eval_every=100,
         checkpoint_every=100,
     )
 
@@ -371,7 +371,7 @@ def truncated_normal(tensor: Tensor, fan_in: int, generator: Any = None) -> Tens
     return nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std, generator=generator)
 
 
-METHOD = Method("vsml", "VSML", "In-context, param sharing", VSML)
+METHOD = Method("vsml", "VSML", "In-context, param sharing", VSML, PRESETS)
 
 if __name__ == "__main__":
     sys.exit(

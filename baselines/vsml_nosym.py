@@ -223,7 +223,7 @@ def truncated_normal(tensor: Tensor, fan_in: int) -> Tensor:
     return nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std)
 
 
-METHOD = Method("vsml-nosym", "VSML w/o symmetries", "In-context, black-box", VSMLNoSym)
+METHOD = Method("vsml-nosym", "VSML w/o symmetries", "In-context, black-box", VSMLNoSym, PRESETS)
 
 if __name__ == "__main__":
     sys.exit(

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import icl_bench
-from baselines import checkpoint, cli, gpicl, monitor, optim, train
+from baselines import checkpoint, cli, gpicl, monitor, optim, sequence, train
 from baselines.common import JsonlLog
 from baselines.sequence import Method, build_model
 from icl_bench.evaluation.protocol import EXTENDED_EPISODES
@@ -804,3 +804,21 @@ def test_two_processes_train_like_one(tmp_path):
     two = load_file(path / "learner.safetensors")
     for name, tensor in load_file(expected / "learner.safetensors").items():
         torch.testing.assert_close(two[name], tensor, atol=1e-3, rtol=0)
+
+
+def test_the_command_of_a_run_names_what_differs_from_its_preset():
+    """Parsed again it gives the same method."""
+    config = parse("--lr", "0.5", "--repeat-steps", "3", "9", "--seed", "4", "--num-tasks", "77")
+    shown = sequence.command(gpicl.METHOD, config)
+    assert "--lr 0.5" in shown
+    assert "--seed" not in shown
+    assert "--width 16" in shown  # one of TINY
+    program, *arguments = shown.removeprefix("python -m ").split()
+    assert program == "baselines.gpicl"
+    again = cli.parse(gpicl.PRESETS, gpicl.METHOD.program, "About.", arguments)
+    differing = {
+        f.name
+        for f in dataclasses.fields(config)
+        if getattr(config, f.name) != getattr(again, f.name)
+    }
+    assert differing <= sequence.NO_MATTER
