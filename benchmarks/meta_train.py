@@ -146,7 +146,7 @@ def peak_memory(size: str, way: str, device: str) -> float:
 
 
 def memory_of(size: str, way: str) -> float:
-    """Growth of this process's peak by three outer steps after a first one, in megabytes (Linux)."""
+    """Growth of this process's peak by three outer steps after a first, in megabytes (Linux)."""
 
     def peak() -> int:
         status = Path("/proc/self/status").read_text()
