@@ -79,7 +79,8 @@ def gpu() -> Config:
 def cpu() -> Config:
     """Two layers of width 128 at 8×8 pixels: learning to learn within minutes on two cores.
 
-    Muon leaves the plateau several times sooner than Adam does (1e-3, 1.5e-3) at this size.
+    Why Muon: after 1,000 steps one run had 51 % on unseen tasks, and one with Adam (1.5e-3, the
+    curriculum annealed later) 21 %.
     """
     return Config(
         preset="cpu",
