@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from baselines import cli, common, train
+from baselines import common, train
 from baselines.sequence import Method, SequenceModel
 from baselines.train_config import TrainConfig
 from icl_bench.episodes import one_hot_labels
@@ -128,18 +128,21 @@ class Block(nn.Module):
         rotation: Float[Tensor, "S K"] | None,
         past: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Float[Tensor, "B S N"], tuple[Tensor, Tensor]]:
-        """S new steps after those of ``past``; also the keys and values of all [B, H, T, K].
-
-        All steps at once without ``past``, or one step with it.
-        """
+        """S new steps after those of ``past``; also the keys and values of all [B, H, T, K]."""
         batch, length, width = h.shape
         qkv = self.qkv(self.attention_norm(h)).view(batch, length, 3, self.heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, S, K)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        if past is not None:
+        first = 0 if past is None else past[0].shape[2]
+        mask = None
+        if past is not None and first:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-        read = functional.scaled_dot_product_attention(q, k, v, is_causal=past is None)
+            if length > 1:
+                mask = torch.ones(length, k.shape[2], dtype=torch.bool, device=h.device).tril(first)
+        read = functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=first == 0
+        )
         h = h + self.attention_out(read.transpose(1, 2).reshape(batch, length, width))
         return h + self.mlp_out(functional.gelu(self.mlp_in(self.mlp_norm(h)))), (k, v)
 
@@ -174,16 +177,6 @@ class GPICL(SequenceModel):
         # Tokens have unit variance per feature: keep it in the stream.
         nn.init.normal_(self.embed.weight, std=(num_features + num_classes) ** -0.5)
 
-    def forward(
-        self, x: Float[Tensor, "B T D"], prev_y: Int[Tensor, "B T"]
-    ) -> Float[Tensor, "B T C"]:
-        """Logits of all steps.
-
-        Raises:
-            ValueError: If an episode is longer than the learned positions.
-        """
-        return self._steps(x, prev_y, (0, [None] * len(self.blocks)))[0]
-
     def begin(self, batch_size: int) -> Cache:
         """No steps yet."""
         parameter = self.head.weight
@@ -191,19 +184,17 @@ class GPICL(SequenceModel):
         empty = torch.empty(shape, device=parameter.device, dtype=parameter.dtype)
         return 0, [(empty, empty) for _ in self.blocks]
 
-    def step(
-        self, x: Float[Tensor, "B D"], prev_y: Int[Tensor, " B"], state: Cache
-    ) -> tuple[Float[Tensor, "B C"], Cache]:
-        """Logits of one more step; keys and values of those before it come from the state."""
-        logits, after = self._steps(x[:, None], prev_y[:, None], state)
-        return logits[:, 0], after
-
-    def _steps(
+    def steps(
         self,
         x: Float[Tensor, "B S D"],
         prev_y: Int[Tensor, "B S"],
-        state: tuple[int, list],
+        state: Cache,
     ) -> tuple[Float[Tensor, "B S C"], Cache]:
+        """Logits of the next S steps; keys and values of those before come from the state.
+
+        Raises:
+            ValueError: If an episode is longer than the learned positions.
+        """
         first, past = state
         end = first + x.shape[1]
         if self.position is not None and end > len(self.position):
@@ -246,6 +237,4 @@ def rotate(
 METHOD = Method("gpicl", "GPICL Transformer", "In-context, black-box", GPICL, PRESETS)
 
 if __name__ == "__main__":
-    sys.exit(
-        cli.main(lambda config: train.run(config, METHOD), PRESETS, METHOD.program, __doc__ or "")
-    )
+    sys.exit(train.main(METHOD, __doc__ or ""))

@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from baselines import cli, common, train
-from baselines.sequence import Method, SequenceModel
+from baselines import common, train
+from baselines.sequence import Method, SequenceModel, truncated_normal
 from baselines.train_config import TrainConfig
 from icl_bench.episodes import one_hot_labels
 
@@ -109,36 +109,23 @@ class LSTM(SequenceModel):
         inputs, hidden = num_features + num_classes, config.hidden
         self.lstm = nn.LSTM(inputs, hidden, batch_first=True)
         self.head = nn.Linear(hidden, num_classes)
-        std = (inputs + hidden) ** -0.5
         for name, parameter in self.lstm.named_parameters():
             if name.startswith("weight"):
-                nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std)
+                truncated_normal(parameter, inputs + hidden)
             else:
                 nn.init.zeros_(parameter)
         # Gates are in the order i, f, g, o.
         nn.init.ones_(self.lstm.bias_ih_l0.data[hidden : 2 * hidden])
-
-    def forward(
-        self, x: Float[Tensor, "B T D"], prev_y: Int[Tensor, "B T"]
-    ) -> Float[Tensor, "B T C"]:
-        """Logits of all steps."""
-        return self._steps(x, prev_y, self.begin(len(x)))[0]
 
     def begin(self, batch_size: int) -> State:
         """Zeros."""
         zeros = self.head.weight.new_zeros(1, batch_size, self.config.hidden)
         return zeros, zeros
 
-    def step(
-        self, x: Float[Tensor, "B D"], prev_y: Int[Tensor, " B"], state: State
-    ) -> tuple[Float[Tensor, "B C"], State]:
-        """Logits of one more step."""
-        logits, after = self._steps(x[:, None], prev_y[:, None], state)
-        return logits[:, 0], after
-
-    def _steps(
+    def steps(
         self, x: Float[Tensor, "B S D"], prev_y: Int[Tensor, "B S"], state: State
     ) -> tuple[Float[Tensor, "B S C"], State]:
+        """Logits of the next S steps, and the state after them."""
         tokens = torch.cat([x, one_hot_labels(prev_y, self.num_classes)], dim=-1)
         outputs, after = self.lstm(tokens, state)
         return self.head(outputs), after
@@ -151,6 +138,4 @@ class LSTM(SequenceModel):
 METHOD = Method("lstm", "LSTM", "In-context, black-box", LSTM, PRESETS)
 
 if __name__ == "__main__":
-    sys.exit(
-        cli.main(lambda config: train.run(config, METHOD), PRESETS, METHOD.program, __doc__ or "")
-    )
+    sys.exit(train.main(METHOD, __doc__ or ""))

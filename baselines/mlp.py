@@ -23,7 +23,7 @@ from typing import Literal
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from baselines import cli, common, train
+from baselines import common, train
 from baselines.sequence import Method, SequenceModel
 from baselines.train_config import TrainConfig
 
@@ -94,19 +94,13 @@ class MLP(SequenceModel):
             nn.Linear(config.width, num_classes),
         )
 
-    def forward(
-        self, x: Float[Tensor, "B T D"], prev_y: Int[Tensor, "B T"]
-    ) -> Float[Tensor, "B T C"]:
-        """Logits of all steps, each from its own input."""
-        return self.layers(x)
-
     def begin(self, batch_size: int) -> None:
         """Nothing is carried."""
 
-    def step(
-        self, x: Float[Tensor, "B D"], prev_y: Int[Tensor, " B"], state: None
-    ) -> tuple[Float[Tensor, "B C"], None]:
-        """Logits of one input."""
+    def steps(
+        self, x: Float[Tensor, "B S D"], prev_y: Int[Tensor, "B S"], state: None
+    ) -> tuple[Float[Tensor, "B S C"], None]:
+        """Logits of the next S steps, each from its own input."""
         return self.layers(x), None
 
     def state_size(self, episode_length: int) -> int:
@@ -117,6 +111,4 @@ class MLP(SequenceModel):
 METHOD = Method("mlp", "MLP", "None: one example at a time", MLP, PRESETS)
 
 if __name__ == "__main__":
-    sys.exit(
-        cli.main(lambda config: train.run(config, METHOD), PRESETS, METHOD.program, __doc__ or "")
-    )
+    sys.exit(train.main(METHOD, __doc__ or ""))

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from baselines import cli, common, train
-from baselines.sequence import Method, SequenceModel
+from baselines import common, train
+from baselines.sequence import Method, SequenceModel, truncated_normal
 from baselines.train_config import TrainConfig
 from icl_bench.episodes import one_hot_labels
 
@@ -128,16 +128,9 @@ class OuterLSTM(SequenceModel):
         self.recurrent = nn.Linear(hidden, 8 * hidden, bias=False)
         self.scale = nn.Parameter(torch.zeros(()))
         self.head = nn.Linear(hidden, num_classes)
-        std = (inputs + hidden) ** -0.5
         for layer in (self.input, self.recurrent):
-            nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
+            truncated_normal(layer.weight, inputs + hidden)
         nn.init.zeros_(self.input.bias)
-
-    def forward(
-        self, x: Float[Tensor, "B T D"], prev_y: Int[Tensor, "B T"]
-    ) -> Float[Tensor, "B T C"]:
-        """Logits of all steps."""
-        return self._steps(x, prev_y, self.begin(len(x)))[0]
 
     def begin(self, batch_size: int) -> State:
         """Zeros."""
@@ -145,16 +138,10 @@ class OuterLSTM(SequenceModel):
         zeros = self.head.weight.new_zeros
         return zeros(batch_size, heads, size, size), zeros(batch_size, heads * size)
 
-    def step(
-        self, x: Float[Tensor, "B D"], prev_y: Int[Tensor, " B"], state: State
-    ) -> tuple[Float[Tensor, "B C"], State]:
-        """Logits of one more step."""
-        logits, after = self._steps(x[:, None], prev_y[:, None], state)
-        return logits[:, 0], after
-
-    def _steps(
+    def steps(
         self, x: Float[Tensor, "B S D"], prev_y: Int[Tensor, "B S"], state: State
     ) -> tuple[Float[Tensor, "B S C"], State]:
+        """Logits of the next S steps, and the state after them."""
         tokens = torch.cat([x, one_hot_labels(prev_y, self.num_classes)], dim=-1)
         outputs = []
         for part in self.input(tokens).split(SEGMENT, dim=1):
@@ -196,6 +183,4 @@ class OuterLSTM(SequenceModel):
 METHOD = Method("outer-lstm", "Outer-product LSTM", "In-context, black-box", OuterLSTM, PRESETS)
 
 if __name__ == "__main__":
-    sys.exit(
-        cli.main(lambda config: train.run(config, METHOD), PRESETS, METHOD.program, __doc__ or "")
-    )
+    sys.exit(train.main(METHOD, __doc__ or ""))

@@ -1,12 +1,15 @@
 """What a baseline's model offers to the outer loop, the evaluation and the leaderboard."""
 
+import abc
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import icl_bench
 from baselines import common
@@ -14,31 +17,62 @@ from baselines.train_config import TrainConfig
 from icl_bench.registration import find_spec
 
 
-class SequenceModel(nn.Module):
-    """What a baseline's model offers: a learner that can also be stepped token by token."""
+class SequenceModel(nn.Module, abc.ABC):
+    """A learner that can also be stepped token by token, with a state carried in between."""
 
     outer_step: int | None = None
     """While training, the number of the outer step, for models that draw random numbers."""
+
+    @abc.abstractmethod
+    def begin(self, batch_size: int) -> Any:
+        """The state before the first token."""
+
+    @abc.abstractmethod
+    def steps(
+        self, x: Float[Tensor, "B S D"], prev_y: Int[Tensor, "B S"], state: Any
+    ) -> tuple[Float[Tensor, "B S C"], Any]:
+        """Logits of the next S steps, and the state after them."""
+
+    @abc.abstractmethod
+    def state_size(self, episode_length: int) -> int:
+        """Numbers carried from step to step, of one episode (Kirsch et al. 2022, §4.3: N_S)."""
 
     def forward(
         self, x: Float[Tensor, "B T D"], prev_y: Int[Tensor, "B T"]
     ) -> Float[Tensor, "B T C"]:
         """Logits of all steps in one pass."""
-        raise NotImplementedError
-
-    def begin(self, batch_size: int) -> Any:
-        """The state before the first token."""
-        raise NotImplementedError
+        return self.steps(x, prev_y, self.begin(len(x)))[0]
 
     def step(
         self, x: Float[Tensor, "B D"], prev_y: Int[Tensor, " B"], state: Any
     ) -> tuple[Float[Tensor, "B C"], Any]:
         """Logits of the next step, and the state after it."""
-        raise NotImplementedError
+        logits, after = self.steps(x[:, None], prev_y[:, None], state)
+        return logits[:, 0], after
 
-    def state_size(self, episode_length: int) -> int:
-        """Numbers carried from step to step, of one episode (METHODS: N_S)."""
-        raise NotImplementedError
+    def in_segments(
+        self, x: Float[Tensor, "B T D"], prev_y: Int[Tensor, "B T"]
+    ) -> Float[Tensor, "B T C"]:
+        """Logits of all steps, keeping for the gradient only the state after every √T of them.
+
+        The steps between are computed again, for memory of about 2√T steps instead of T.
+        """
+        state, parts = self.begin(len(x)), []
+        segment = math.ceil(x.shape[1] ** 0.5)
+        for part in zip(x.split(segment, dim=1), prev_y.split(segment, dim=1), strict=True):
+            logits, state = checkpoint(
+                self.steps, *part, state, use_reentrant=False, preserve_rng_state=False
+            )
+            parts.append(logits)
+        return torch.cat(parts, dim=1)
+
+
+def truncated_normal(
+    tensor: Tensor, fan_in: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """Fill with N(0, 1 / fan_in), cut at two standard deviations: the law of Haiku's layers."""
+    std = fan_in**-0.5
+    return nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std, generator=generator)
 
 
 # Settings that do not make it another method.

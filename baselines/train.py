@@ -24,7 +24,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 import icl_bench
-from baselines import checkpoint, common, monitor, optim
+from baselines import checkpoint, cli, common, monitor, optim
 from baselines.sequence import Method, SequenceModel, build_model, command, split
 from baselines.train_config import TrainConfig, processes, rank, world_size
 
@@ -60,6 +60,11 @@ def run(config: TrainConfig, method: Method) -> None:
                 folder.path / "learner.safetensors", model.state_dict(), method.name, config
             )
             common.evaluate_run(folder, model.eval(), envs)
+
+
+def main(method: Method, about: str) -> int:
+    """Command line of a baseline; ``about`` is its module's docstring."""
+    return cli.main(lambda config: run(config, method), method.presets, method.program, about)
 
 
 def train(

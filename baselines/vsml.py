@@ -29,19 +29,17 @@ curriculum. The learning rate is larger than elsewhere, as input gates begin nea
 
 import dataclasses
 import itertools
-import math
 import sys
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
-from baselines import cli, common, train
-from baselines.sequence import Method, SequenceModel
+from baselines import common, train
+from baselines.sequence import Method, SequenceModel, truncated_normal
 from baselines.train_config import TrainConfig, rank
 from icl_bench.episodes import one_hot_labels
 from icl_bench.tasks import counter
@@ -247,16 +245,8 @@ class VSML(SequenceModel):
         state, length = self.begin(len(x)), x.shape[1]
         units = sum(h.numel() for h, _, _ in state[0])
         if not torch.is_grad_enabled() or 7 * units * self.config.micro_ticks * length < MOST_KEPT:
-            return self._steps(x, prev_y, state)[0]
-        segment = math.ceil(length**0.5)
-        parts = []
-        for first in range(0, length, segment):
-            part = x[:, first : first + segment], prev_y[:, first : first + segment]
-            logits, state = checkpoint(
-                self._steps, *part, state, use_reentrant=False, preserve_rng_state=False
-            )
-            parts.append(logits)
-        return torch.cat(parts, dim=1)
+            return self.steps(x, prev_y, state)[0]
+        return self.in_segments(x, prev_y)
 
     def begin(self, batch_size: int) -> State:
         """Hidden units and messages of zero; initial cells."""
@@ -267,13 +257,6 @@ class VSML(SequenceModel):
             c = torch.cat([half, h[len(half) :]])
             layers.append((h, c, half.new_zeros(self.config.messages, batch_size, inputs)))
         return layers, half.new_zeros(batch_size, outputs)
-
-    def step(
-        self, x: Float[Tensor, "B D"], prev_y: Int[Tensor, " B"], state: State
-    ) -> tuple[Float[Tensor, "B C"], State]:
-        """Logits of one more step."""
-        logits, after = self._steps(x[:, None], prev_y[:, None], state)
-        return logits[:, 0], after
 
     def state_size(self, episode_length: int) -> int:
         """Units and cells of all LSTMs, backward messages, and logits for the next error."""
@@ -293,9 +276,10 @@ class VSML(SequenceModel):
         generator = torch.Generator(kept.device).manual_seed(key)
         return truncated_normal(torch.empty_like(kept), kept.shape[-1], generator)
 
-    def _steps(
+    def steps(
         self, x: Float[Tensor, "N S D"], prev_y: Int[Tensor, "N S"], state: State
     ) -> tuple[Float[Tensor, "N S C"], State]:
+        """Logits of the next S steps, and the state after them."""
         answers = []
         # The states are the weights that are learned: 32 bits, also under autocast.
         with torch.autocast(x.device.type, enabled=False):
@@ -365,15 +349,7 @@ def average(
     return norm(head(h.movedim(0, -1))).mean(dim - 1).movedim(-1, 0)
 
 
-def truncated_normal(tensor: Tensor, fan_in: int, generator: Any = None) -> Tensor:
-    """Fill with N(0, 1 / fan_in), cut at two standard deviations (the paper's library)."""
-    std = fan_in**-0.5
-    return nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std, generator=generator)
-
-
 METHOD = Method("vsml", "VSML", "In-context, param sharing", VSML, PRESETS)
 
 if __name__ == "__main__":
-    sys.exit(
-        cli.main(lambda config: train.run(config, METHOD), PRESETS, METHOD.program, __doc__ or "")
-    )
+    sys.exit(train.main(METHOD, __doc__ or ""))

@@ -23,17 +23,15 @@ columns apart, so that there is no symmetry left to keep. The curriculum of repe
 """
 
 import dataclasses
-import math
 import sys
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from baselines import cli, common, train
-from baselines.sequence import Method, SequenceModel
+from baselines import common, train
+from baselines.sequence import Method, SequenceModel, truncated_normal
 from baselines.train_config import TrainConfig
 from icl_bench.episodes import one_hot_labels
 
@@ -159,16 +157,8 @@ class VSMLNoSym(SequenceModel):
         state, length = self.begin(len(x)), x.shape[1]
         kept = 12 * state[0].numel() * self.config.micro_ticks * length
         if not torch.is_grad_enabled() or kept <= MOST_KEPT:
-            return self._steps(x, prev_y, state)[0]
-        segment = math.ceil(length**0.5)
-        parts = []
-        for first in range(0, length, segment):
-            part = x[:, first : first + segment], prev_y[:, first : first + segment]
-            logits, state = checkpoint(
-                self._steps, *part, state, use_reentrant=False, preserve_rng_state=False
-            )
-            parts.append(logits)
-        return torch.cat(parts, dim=1)
+            return self.steps(x, prev_y, state)[0]
+        return self.in_segments(x, prev_y)
 
     def begin(self, batch_size: int) -> State:
         """Hidden units and messages of zero; initial cells."""
@@ -181,21 +171,15 @@ class VSMLNoSym(SequenceModel):
             cells.new_zeros(batch_size, self.num_classes),
         )
 
-    def step(
-        self, x: Float[Tensor, "B D"], prev_y: Int[Tensor, " B"], state: State
-    ) -> tuple[Float[Tensor, "B C"], State]:
-        """Logits of one more step."""
-        logits, after = self._steps(x[:, None], prev_y[:, None], state)
-        return logits[:, 0], after
-
     def state_size(self, episode_length: int) -> int:
         """Units and cells of all LSTMs, backward messages, and logits for the next error."""
         k = self.config.grid
         return 2 * self.config.hidden * k * k + self.config.messages * k + self.num_classes
 
-    def _steps(
+    def steps(
         self, x: Float[Tensor, "N S D"], prev_y: Int[Tensor, "N S"], state: State
     ) -> tuple[Float[Tensor, "N S C"], State]:
+        """Logits of the next S steps, and the state after them."""
         h, c, own, logits = state
         shape = (len(x), self.config.grid, self.config.messages)
         labels = one_hot_labels(prev_y, self.num_classes)
@@ -217,15 +201,7 @@ class VSMLNoSym(SequenceModel):
         return torch.stack(answers, dim=1), (h, c, own, logits)
 
 
-def truncated_normal(tensor: Tensor, fan_in: int) -> Tensor:
-    """Fill with N(0, 1 / fan_in), cut at two standard deviations (as in VSML)."""
-    std = fan_in**-0.5
-    return nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std)
-
-
 METHOD = Method("vsml-nosym", "VSML w/o symmetries", "In-context, black-box", VSMLNoSym, PRESETS)
 
 if __name__ == "__main__":
-    sys.exit(
-        cli.main(lambda config: train.run(config, METHOD), PRESETS, METHOD.program, __doc__ or "")
-    )
+    sys.exit(train.main(METHOD, __doc__ or ""))

@@ -184,7 +184,7 @@ def test_a_transformer_that_peeks_is_refused(monkeypatch):
     monkeypatch.setattr(
         gpicl.functional,
         "scaled_dot_product_attention",
-        lambda q, k, v, is_causal: attention(q, k, v),
+        lambda q, k, v, attn_mask, is_causal: attention(q, k, v),
     )
     with pytest.raises(icl_bench.LearnerError, match="later"):
         icl_bench.check_learner(net, DIGITS)
@@ -336,3 +336,19 @@ def test_can_learn_one_fixed_task_by_heart():
         losses.append(float(loss.detach()))
     assert abs(losses[0] - np.log(10)) < 0.2
     assert losses[-1] < 0.1
+
+
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+def test_parts_of_an_episode_give_what_the_whole_gives(positions):
+    """Several steps after others: causal among themselves, too."""
+    config = gpicl.Config(width=16, layers=2, heads=2, episode_length=12, positions=positions)
+    model = gpicl.GPICL(config, 5, 10).eval()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 12, 5, generator=generator)
+    prev_y = torch.randint(10, (3, 12), generator=generator)
+    state, parts = model.begin(3), []
+    for cut in (slice(0, 4), slice(4, 5), slice(5, 12)):
+        logits, state = model.steps(x[:, cut], prev_y[:, cut], state)
+        parts.append(logits)
+    whole = model(x, prev_y)
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-5, rtol=1e-5)

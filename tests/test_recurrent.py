@@ -187,9 +187,9 @@ class SharedState(lstm.LSTM):
     """The second episode of a batch begins where the first one ends."""
 
     def forward(self, x, prev_y):
-        after = self._steps(x[:1], prev_y[:1], self.begin(1))[1]
+        after = self.steps(x[:1], prev_y[:1], self.begin(1))[1]
         state = tuple(part.expand(-1, len(x), -1).contiguous() for part in after)
-        return self._steps(x, prev_y, state)[0]
+        return self.steps(x, prev_y, state)[0]
 
 
 class Reversed(outer_lstm.OuterLSTM):

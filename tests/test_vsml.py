@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import icl_bench
-from baselines import cli, common, train, vsml, vsml_nosym
+from baselines import cli, common, sequence, train, vsml, vsml_nosym
 from baselines.sequence import SequenceModel, build_model
 from baselines.vsml import VSML, Config
 from baselines.vsml_nosym import VSMLNoSym
@@ -231,9 +231,9 @@ def gradients(model: SequenceModel, x: Tensor, prev_y: Tensor) -> dict[str, Tens
 def test_gradient_of_segments_is_that_of_one_pass(monkeypatch, module, model):
     """Seven steps in segments of 3, 3 and 1, and that they are used."""
     calls = []
-    segment = module.checkpoint
+    segment = sequence.checkpoint
     monkeypatch.setattr(
-        module, "checkpoint", lambda *a, **k: (calls.append(1), segment(*a, **k))[1]
+        sequence, "checkpoint", lambda *a, **k: (calls.append(1), segment(*a, **k))[1]
     )
     learner, given = model(), episodes(length=7)
     learner.outer_step = 5
