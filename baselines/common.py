@@ -31,6 +31,7 @@ from safetensors.torch import save_file
 import icl_bench
 from icl_bench.data.cache import atomic_path
 from icl_bench.data.images import MissingDataError
+from icl_bench.envs.source import check_device
 from icl_bench.evaluation.learner import Learner, LearnerError
 from icl_bench.evaluation.protocol import EXTENDED_EPISODES, evaluation_fingerprint
 from icl_bench.leaderboard.entry import EntryInfo
@@ -132,15 +133,7 @@ def resolve_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device must be auto, cpu, cuda or cuda:N, not {name!r}") from error
-    require(device.type in ("cpu", "cuda"), "device", repr(name), "auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise ValueError(f"--device {name}: this PyTorch sees {count} CUDA devices; try cpu")
-    return device
+    return check_device(name)
 
 
 def config_to_json(config: RunConfig) -> str:

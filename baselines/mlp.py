@@ -8,8 +8,8 @@ generalisation is compared with.
     python -m baselines.mlp --env MNIST-Proj-v0 --num-tasks 1024 --width 512       # one GPU
     python -m baselines.mlp --env MNIST-Proj8-v0 --preset cpu                      # a laptop
 
-Training tasks are what it can do: see ``loss`` in ``metrics.jsonl``. The results of a run, on
-unseen tasks, are chance.
+Training tasks are what it can do: see the lines on ``seen`` in ``metrics.jsonl``. The results of a
+run, on unseen tasks, are chance.
 
 Differs from the paper: it varies the width and the number of tasks; ours are 256 and 2^10 where
 nothing is said. Learning rate, steps, initialisation and the share of biased permutations of

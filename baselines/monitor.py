@@ -1,15 +1,17 @@
 """Watching a meta-training: training curves, their mirrors, and numbers that are not finite.
 
-Training curves are the accuracy on episodes of val, of unseen tasks and of other data sets.
+Training curves are the accuracy on episodes of val, of unseen tasks and of other data sets; where
+there is a finite number of training tasks, also on these tasks with other images (``seen``), so
+that memorising shows.
 """
 
 import contextlib
 import dataclasses
 import importlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,19 +30,23 @@ MONITOR_FROM = 2**24
 
 
 def monitors(config: TrainConfig, device: torch.device) -> dict[str, icl_bench.EpisodeBatch]:
-    """Batches that training curves are measured on: val, unseen, and other data sets unseen."""
+    """Batches that training curves are measured on: val, seen, unseen, other data sets unseen."""
     found = {}
-    wanted: Sequence[tuple[str, str, Literal["val", "unseen"]]] = [
-        ("val", config.meta_train, "val"),
-        ("unseen", config.meta_train, "unseen"),
-        *((env, env, "unseen") for env in icl_bench.cross(config.meta_train)),
+    tasks = {"num_tasks": config.num_tasks, "bias": config.bias, "seed": config.seed}
+    wanted: list[tuple[str, str, dict[str, Any]]] = [
+        ("val", config.meta_train, {"split": "val"}),
+        ("seen", config.meta_train, {"split": "seen"} | tasks),
+        ("unseen", config.meta_train, {"split": "unseen"}),
+        *((env, env, {"split": "unseen"}) for env in icl_bench.cross(config.meta_train)),
     ]
     ids = np.arange(MONITOR_FROM, MONITOR_FROM + config.eval_episodes)
-    for name, env, part in wanted:
+    for name, env, kwargs in wanted:
+        if name == "seen" and config.num_tasks is None:
+            continue
         try:
             made: Any = icl_bench.make(
                 env,
-                split=part,
+                **kwargs,
                 episode_length=config.episode_length,
                 device=str(device),
                 data_dir=config.data_dir,

@@ -16,6 +16,9 @@ from baselines import common
 from baselines.train_config import TrainConfig
 from icl_bench.registration import find_spec
 
+# Numbers that a pass may keep for its gradient: 1 GiB.
+MOST_KEPT = 2**28
+
 
 class SequenceModel(nn.Module, abc.ABC):
     """A learner that can also be stepped token by token, with a state carried in between."""
@@ -40,8 +43,18 @@ class SequenceModel(nn.Module, abc.ABC):
     def forward(
         self, x: Float[Tensor, "B T D"], prev_y: Int[Tensor, "B T"]
     ) -> Float[Tensor, "B T C"]:
-        """Logits of all steps in one pass."""
+        """Logits of all steps in one pass; see MOST_KEPT for the memory that gradients take."""
+        kept = x.shape[1] * self.kept_by_step(len(x))
+        if kept > MOST_KEPT and torch.is_grad_enabled():
+            return self._in_segments(x, prev_y)
         return self.steps(x, prev_y, self.begin(len(x)))[0]
+
+    def kept_by_step(self, batch_size: int) -> int:
+        """Numbers that a pass keeps of every step for its gradient, about.
+
+        0 for models that may always keep all of them.
+        """
+        return 0
 
     def step(
         self, x: Float[Tensor, "B D"], prev_y: Int[Tensor, " B"], state: Any
@@ -50,7 +63,7 @@ class SequenceModel(nn.Module, abc.ABC):
         logits, after = self.steps(x[:, None], prev_y[:, None], state)
         return logits[:, 0], after
 
-    def in_segments(
+    def _in_segments(
         self, x: Float[Tensor, "B T D"], prev_y: Int[Tensor, "B T"]
     ) -> Float[Tensor, "B T C"]:
         """Logits of all steps, keeping for the gradient only the state after every √T of them.

@@ -119,10 +119,6 @@ def cpu() -> Config:
 
 PRESETS = {"paper": paper, "gpu": gpu, "cpu": cpu}
 
-# Numbers that a pass may keep for its gradient (1 GiB): 7 of each unit and tick. Where it would
-# keep more, it keeps the states after every √T steps and computes the steps between again.
-MOST_KEPT = 2**28
-
 # Of every layer: hidden units and cells of LSTM(a, b), and the backward message to input a.
 # Numbers of one LSTM or message come first and inputs last, so that the gates of all LSTMs are
 # long contiguous rows: [H, N, B, A], [H, N, B, A], [M, N, A] with N episodes.
@@ -238,16 +234,6 @@ class VSML(SequenceModel):
             cells = torch.empty(units // 2, outputs, inputs)
             self.register_buffer(f"cells_{layer}", truncated_normal(cells, inputs))
 
-    def forward(
-        self, x: Float[Tensor, "B T D"], prev_y: Int[Tensor, "B T"]
-    ) -> Float[Tensor, "B T C"]:
-        """Logits of all steps; see MOST_KEPT for the memory that gradients take."""
-        state, length = self.begin(len(x)), x.shape[1]
-        units = sum(h.numel() for h, _, _ in state[0])
-        if not torch.is_grad_enabled() or 7 * units * self.config.micro_ticks * length < MOST_KEPT:
-            return self.steps(x, prev_y, state)[0]
-        return self.in_segments(x, prev_y)
-
     def begin(self, batch_size: int) -> State:
         """Hidden units and messages of zero; initial cells."""
         layers = []
@@ -257,6 +243,11 @@ class VSML(SequenceModel):
             c = torch.cat([half, h[len(half) :]])
             layers.append((h, c, half.new_zeros(self.config.messages, batch_size, inputs)))
         return layers, half.new_zeros(batch_size, outputs)
+
+    def kept_by_step(self, batch_size: int) -> int:
+        """7 numbers of every hidden unit and tick; see ``Ticks``."""
+        lstms = sum(a * b for a, b in itertools.pairwise(self.sizes))
+        return 7 * self.config.hidden * lstms * self.config.micro_ticks * batch_size
 
     def state_size(self, episode_length: int) -> int:
         """Units and cells of all LSTMs, backward messages, and logits for the next error."""

@@ -107,10 +107,6 @@ def cpu() -> Config:
 
 PRESETS = {"paper": paper, "gpu": gpu, "cpu": cpu}
 
-# Numbers that a pass may keep for its gradient (1 GiB): about 12 of each unit and tick. Where it
-# would keep more, it keeps the states after every √T steps and computes the steps between again.
-MOST_KEPT = 2**28
-
 # h and c of LSTM(a, b) [N, A, B, H]; backward messages to inputs [N, A, M]; logits before [N, C].
 State = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -150,16 +146,6 @@ class VSMLNoSym(SequenceModel):
         truncated_normal(cells[..., : units // 2], config.grid)
         self.register_buffer("cells", cells)
 
-    def forward(
-        self, x: Float[Tensor, "B T D"], prev_y: Int[Tensor, "B T"]
-    ) -> Float[Tensor, "B T C"]:
-        """Logits of all steps; see MOST_KEPT for the memory that gradients take."""
-        state, length = self.begin(len(x)), x.shape[1]
-        kept = 12 * state[0].numel() * self.config.micro_ticks * length
-        if not torch.is_grad_enabled() or kept <= MOST_KEPT:
-            return self.steps(x, prev_y, state)[0]
-        return self.in_segments(x, prev_y)
-
     def begin(self, batch_size: int) -> State:
         """Hidden units and messages of zero; initial cells."""
         cells = self.cells.expand(batch_size, -1, -1, -1)
@@ -170,6 +156,11 @@ class VSMLNoSym(SequenceModel):
             messages,
             cells.new_zeros(batch_size, self.num_classes),
         )
+
+    def kept_by_step(self, batch_size: int) -> int:
+        """About 7 numbers of every hidden unit and tick."""
+        units = self.config.hidden * self.config.grid**2
+        return 7 * units * self.config.micro_ticks * batch_size
 
     def state_size(self, episode_length: int) -> int:
         """Units and cells of all LSTMs, backward messages, and logits for the next error."""

@@ -154,7 +154,7 @@ def test_devices():
     expected = "cuda" if torch.cuda.is_available() else "cpu"
     assert common.resolve_device("auto").type == expected
     for bad in ("tpu", "cuda:x", "meta", "", "mps"):
-        with pytest.raises(ValueError, match="must be auto, cpu, cuda or cuda:N"):
+        with pytest.raises(ValueError, match="must be cpu, cuda or cuda:N"):
             common.resolve_device(bad)
     with pytest.raises(ValueError, match=r"cuda:99: this PyTorch sees \d+ CUDA devices"):
         common.resolve_device("cuda:99")
@@ -177,7 +177,7 @@ def test_devices():
         (["--seed", "-1"], "--seed must be 0 or more"),
         (["--episodes", "100"], "--episodes must be a multiple of 16 from 32 to 1024, not 100"),
         (["--episodes", "2048"], "--episodes must be a multiple of 16"),
-        (["--device", "tpu"], "--device must be auto, cpu, cuda or cuda:N, not 'tpu'"),
+        (["--device", "tpu"], "device must be cpu, cuda or cuda:N, not 'tpu'"),
         (["--env", "MNIST-Proj-v9"], "there is no version v9 of MNIST-Proj, only v0"),
         (["--env", "mnist-proj-v0"], "did you mean MNIST-Proj-v0"),
         (["--suite", "table3-v0"], "unknown suite 'table3-v0'; there are table2-v0"),

@@ -445,9 +445,9 @@ def test_the_users_own_errors_keep_their_traceback(learners, tmp_path) -> None:
     [
         (
             ["--env", DIGITS, "--device", "abacus"],
-            "--device must be cpu, cuda or cuda:N, not 'abacus'",
+            "device must be cpu, cuda or cuda:N, not 'abacus'",
         ),
-        (["--env", DIGITS, "--device", "mps"], "--device must be cpu, cuda or cuda:N, not 'mps'"),
+        (["--env", DIGITS, "--device", "mps"], "device must be cpu, cuda or cuda:N, not 'mps'"),
         (["--env", DIGITS, "--device", "cuda:99"], "--device cuda:99: this PyTorch sees"),
         (["--env", DIGITS, "--episodes", "1"], "at least 2"),
         (["--env", DIGITS, "--seed", "-1"], "seed must be"),

@@ -409,7 +409,7 @@ def test_missing_data_names_the_command(tmp_path: Path, monkeypatch: pytest.Monk
 def test_cuda_is_refused_where_there_is_none() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
-    with pytest.raises(ValueError, match="sees no CUDA device"):
+    with pytest.raises(ValueError, match="sees 0 CUDA devices"):
         icl_bench.make(DIGITS, device="cuda")
 
 

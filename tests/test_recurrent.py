@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import icl_bench
-from baselines import cli, lstm, outer_lstm, train
+from baselines import cli, lstm, outer_lstm, sequence, train, vsml, vsml_nosym
 from baselines.sequence import SequenceModel, build_model
 from icl_bench.episodes import one_hot_labels
 from icl_bench.evaluation.learner import LearnerError
@@ -213,12 +213,12 @@ def test_wrong_variants_are_refused(mutant, reason):
 
 
 def test_computing_again_gives_the_same_gradients(batch, monkeypatch):
-    """Over 25 steps: two whole segments and half of one, against one that keeps everything."""
-    segments, segment = [], outer_lstm.OuterLSTM._segment
+    """Of 25 steps, in segments of 5, against one pass that keeps everything."""
+    calls, segment = [], sequence.checkpoint
 
-    def counted(self, inputs, state):
-        segments.append(inputs.shape[1])
-        return segment(self, inputs, state)
+    def counted(function, x, *args, **kwargs):
+        calls.append(x.shape[1])
+        return segment(function, x, *args, **kwargs)
 
     def gradients() -> dict[str, Tensor]:
         model = jolt(build(outer_lstm))
@@ -226,14 +226,45 @@ def test_computing_again_gives_the_same_gradients(batch, monkeypatch):
         functional.cross_entropy(logits.flatten(0, 1), batch.y[:, :25].flatten()).backward()
         return {name: p.grad for name, p in model.named_parameters()}
 
-    monkeypatch.setattr(outer_lstm.OuterLSTM, "_segment", counted)
-    ours = gradients()
-    assert segments == [10, 10, 5, 5, 10, 10]  # the second time for the gradient, from the end
-    monkeypatch.setattr(outer_lstm, "checkpoint", lambda function, *args, **_: function(*args))
+    monkeypatch.setattr(sequence, "checkpoint", counted)
+    whole = gradients()
+    assert not calls
+    monkeypatch.setattr(sequence, "MOST_KEPT", 0)
     for name, gradient in gradients().items():
         assert gradient.abs().max() > 0
-        torch.testing.assert_close(ours[name], gradient, atol=1e-6, rtol=1e-5)
-    assert segments[6:] == [10, 10, 5]
+        torch.testing.assert_close(whole[name], gradient, atol=1e-6, rtol=1e-5)
+    assert calls == [5] * 5
+
+
+def kept_numbers(model: SequenceModel, length: int) -> int:
+    """Numbers that autograd keeps of a pass over 8 episodes, each tensor's storage once."""
+    sizes = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
+        kept.append(tensor)
+        return tensor
+
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = model(torch.randn(8, length, 64), torch.zeros(8, length, dtype=torch.int64))
+    del out
+    return sum(sizes.values())
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        outer_lstm.OuterLSTM(outer_lstm.Config(heads=2, size=32), 64, 10),
+        vsml.VSML(vsml.Config(), 64, 10),
+        vsml_nosym.VSMLNoSym(vsml_nosym.Config(grid=4), 64, 10),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_what_a_step_keeps_is_stated_right(model):
+    kept = (kept_numbers(model, 12) - kept_numbers(model, 4)) / 8
+    assert 0.8 * kept < model.kept_by_step(8) < 1.3 * kept, kept / 8
 
 
 def parameters(model: nn.Module) -> int:

@@ -520,6 +520,19 @@ def test_training_curves_never_look_at_a_frozen_task(monkeypatch):
     assert frozen & of_monitors()["unseen"]
 
 
+def test_training_tasks_are_watched_where_they_come_again():
+    config = parse("--num-tasks", "3", "--bias", "0.5", "--seed", "2")
+    batch = monitor.monitors(config, torch.device("cpu"))["seen"]
+    trained = train._environment(config, torch.device("cpu"))
+    tasks = set(batch.task_id.tolist())
+    assert tasks == {0, 1, 2}
+    watched = icl_bench.make(DIGITS, split="seen", **config.meta_train_kwargs()).unwrapped
+    for k in tasks:
+        for ours, theirs in zip(watched.task(k), trained.task(k), strict=True):
+            assert torch.equal(torch.as_tensor(ours), torch.as_tensor(theirs))
+    assert "seen" not in monitor.monitors(parse("--num-tasks", "None"), torch.device("cpu"))
+
+
 def test_training_curves_are_of_every_data_set_at_hand():
     batches = monitor.monitors(parse(), torch.device("cpu"))
     assert list(batches)[:2] == ["val", "unseen"]
@@ -581,7 +594,7 @@ def test_bad_values_are_one_clear_line(arguments, message, tmp_path, capsys):
 def test_a_device_that_is_not_there_is_one_clear_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert run(*TINY, "--runs", tmp_path / "runs", "--device", "cuda") == 2
-    wanted = "error: --device cuda: this PyTorch sees 0 CUDA devices; try cpu\n"
+    wanted = "error: device cuda: this PyTorch sees 0 CUDA devices; try cpu\n"
     assert capsys.readouterr().err == wanted
 
 

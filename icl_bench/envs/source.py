@@ -256,10 +256,20 @@ class SamplesEpisodes:
 
 
 def check_device(device: torch.device | str) -> torch.device:
-    """The device, or a clear error where it cannot be used."""
-    found = torch.device(device)
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f'device="{found}" was asked for, but this PyTorch sees no CUDA device')
+    """The device.
+
+    Raises:
+        ValueError: If it is neither a CPU nor a CUDA device, or one that this machine lacks.
+    """
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = torch.device("meta")
+    if found.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu, cuda or cuda:N, not {str(device)!r}")
+    count = torch.cuda.device_count()
+    if found.type == "cuda" and (found.index or 0) >= count:
+        raise ValueError(f"device {found}: this PyTorch sees {count} CUDA devices; try cpu")
     return found
 
 

@@ -63,20 +63,6 @@ A learner is chance, 1-nn, logistic-regression, or module:name of your own calla
     evaluate.add_argument("--data-dir", help="data folder")
 
 
-def _check_device(name: str) -> None:
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device must be cpu, cuda or cuda:N, not {name!r}")
-    count = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise ValueError(f"--device {name}: this PyTorch sees {count} CUDA devices; try cpu")
-
-
 def _learner(name: str, num_classes: int, device: str) -> Any:
     """A reference by its name, or the user's own callable as module:name.
 
@@ -139,6 +125,7 @@ def _at_hand(args: argparse.Namespace, envs: tuple[str, ...]) -> list[str]:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    from icl_bench.envs.source import check_device
     from icl_bench.evaluation.learner import REFERENCES, LearnerError
     from icl_bench.evaluation.protocol import evaluate, evaluation_fingerprint, suite
     from icl_bench.leaderboard.entry import NOT_STATED, own_entry
@@ -146,7 +133,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from icl_bench.leaderboard.tables import board_from_runs
     from icl_bench.registration import find_spec
 
-    _check_device(args.device)
+    check_device(args.device)
     if args.episodes < 2:
         raise ValueError(f"--episodes must be at least 2, not {args.episodes}")
     envs = suite(args.suite).envs if args.suite else (args.env,)
