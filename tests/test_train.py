@@ -535,11 +535,11 @@ def test_training_tasks_are_watched_where_they_come_again():
 
 def test_training_curves_are_of_every_data_set_at_hand():
     batches = monitor.monitors(parse(), torch.device("cpu"))
-    assert list(batches)[:2] == ["val", "unseen"]
+    assert list(batches)[:3] == ["val", "seen", "unseen"]
     assert "Random-Proj8-v0" in batches
     for name, batch in batches.items():
         assert batch.x.shape == (16, 12, 64)
-        if name not in ("val", "unseen"):
+        if name not in ("val", "seen", "unseen"):
             assert batch.task_id.min() >= monitor.MONITOR_FROM // 16
     frozen = icl_bench.make(DIGITS, split="unseen", episode_length=12).unwrapped
     every = frozen.episodes(range(EXTENDED_EPISODES)).x.flatten(0, 1)
