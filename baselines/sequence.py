@@ -40,6 +40,13 @@ class SequenceModel(nn.Module, abc.ABC):
     def state_size(self, episode_length: int) -> int:
         """Numbers carried from step to step, of one episode (Kirsch et al. 2022, §4.3: N_S)."""
 
+    def objective(self, losses: Float[Tensor, "B T"]) -> Float[Tensor, ""]:
+        """What the outer loop minimises, from the cross entropies of a forward pass just made.
+
+        Their mean (Kirsch et al. 2022, eq. 2), unless a method has another.
+        """
+        return losses.mean()
+
     def forward(
         self, x: Float[Tensor, "B T D"], prev_y: Int[Tensor, "B T"]
     ) -> Float[Tensor, "B T C"]:

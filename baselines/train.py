@@ -9,11 +9,10 @@ integer, and a resumed run ends with the bits of an uninterrupted one.
     torchrun --nproc-per-node=2 -m baselines.gpicl ...     # each rank takes its part of a batch
 """
 
-import contextlib
-import signal
+import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,18 @@ from tqdm import tqdm
 
 import icl_bench
 from baselines import checkpoint, cli, common, monitor, optim
+from baselines.process import memory_advice, processes, rank, signals, world_size
 from baselines.sequence import Method, SequenceModel, build_model, command, split
-from baselines.train_config import TrainConfig, processes, rank, world_size
+from baselines.train_config import TrainConfig
+
+# An episode has diverged if its mean loss is so many times that of guessing, log C.
+DIVERGED = 2.0
 
 
 def run(config: TrainConfig, method: Method) -> None:
     """Meta-train (or go on), then evaluate; see the module and ``common`` for what is written."""
     monitor.check_tracker(config)
-    with processes(config) as device:
+    with processes(config.device, config.deterministic) as device:
         model = build_model(method, config).to(device)
         source = _environment(config, device)
         entry = common.entry(
@@ -96,7 +99,7 @@ def train(
         momentum=config.momentum,
         weight_decay=config.weight_decay,
     )
-    losses = torch.zeros(config.log_every, 3, device=device)  # mean, first step, last step
+    losses = torch.zeros(config.log_every, 4, device=device)  # see _backward
     first, seconds = _restore(config, model, optimizer, losses)
     if first == config.steps and folder:
         print(
@@ -125,7 +128,7 @@ def train(
             checkpoint.save(folder.path, state)
 
     bar = tqdm(total=config.steps, initial=first, unit="step", disable=None if folder else True)
-    with _signals() as stop, _memory(config), bar:
+    with signals() as stop, memory_advice(config.batch_size, config.accumulate), bar:
         for step in range(first, config.steps):
             model.train()
             model.outer_step = step
@@ -136,7 +139,7 @@ def train(
             start = step * config.batch_size + rank() * size
             batch = source.episodes(range(start, start + size), repeat=config.repeat_share(step))
             slot = step % config.log_every
-            losses[slot] = _backward(config, loss_of, batch)
+            losses[slot] = _backward(config, model, loss_of, batch)
             due = (step + 1) % config.log_every == 0 or step + 1 == config.steps
             if due and folder:
                 before = {n: p.detach().clone() for n, p in model.named_parameters()}
@@ -152,7 +155,7 @@ def train(
                 monitor.check_losses(losses, step + 1, folder)
             if due and folder:
                 now = time.monotonic()
-                mean, at_first, at_last = losses[: slot + 1].mean(dim=0).tolist()
+                mean, at_first, at_last, diverged = losses[: slot + 1].mean(dim=0).tolist()
                 moves = optim.norms(
                     (n, p.detach() - before[n]) for n, p in model.named_parameters()
                 )
@@ -164,6 +167,7 @@ def train(
                     loss=mean,
                     loss_first=at_first,
                     loss_last=at_last,
+                    diverged=diverged,
                     lr=optimizer.param_groups[0]["lr"],
                     repeat=config.repeat_share(step),
                     tokens_per_s=(slot + 1)
@@ -216,8 +220,8 @@ def _restore(
 
 def _loss_function(
     config: TrainConfig, model: SequenceModel
-) -> Callable[[icl_bench.EpisodeBatch], Float[Tensor, " T"]]:
-    """Batch → cross entropy of every step; compiled, distributed and in bf16 as configured."""
+) -> Callable[[icl_bench.EpisodeBatch], Float[Tensor, "B T"]]:
+    """Batch → cross entropies; compiled, distributed and in bf16 as configured."""
     device = next(model.parameters()).device
     gpu = device.type == "cuda"
     half = config.precision == "bf16" or (config.precision == "auto" and gpu)
@@ -232,24 +236,31 @@ def _loss_function(
             logits = net(batch.x, batch.prev_y)
         logits = logits.float().flatten(0, 1)
         loss = functional.cross_entropy(logits, batch.y.flatten(), reduction="none")
-        return loss.view(batch.y.shape).mean(dim=0)
+        return loss.view(batch.y.shape)
 
     return loss_of
 
 
 def _backward(
     config: TrainConfig,
-    loss_of: Callable[[icl_bench.EpisodeBatch], Tensor],
+    model: SequenceModel,
+    loss_of: Callable[[icl_bench.EpisodeBatch], Float[Tensor, "B T"]],
     batch: icl_bench.EpisodeBatch,
-) -> Float[Tensor, "3"]:
-    """Gradients of the mean loss, part by part; returns it, and that of the first and last step."""
+) -> Float[Tensor, "4"]:
+    """Gradients of the model's objective, part by part.
+
+    Returns:
+        Mean loss; that of the first and of the last step; share of episodes that diverged.
+    """
     parts = config.accumulate
-    total = torch.zeros(3, device=batch.x.device)
+    total = torch.zeros(4, device=batch.x.device)
     for part in split(batch, parts):
-        curve = loss_of(part)
-        (curve.mean() / parts).backward()
-        curve = curve.detach()
-        total += torch.stack([curve.mean(), curve[0], curve[-1]]) / parts
+        losses = loss_of(part)
+        (model.objective(losses) / parts).backward()
+        losses = losses.detach()
+        diverged = losses.mean(dim=1) > DIVERGED * math.log(batch.num_classes)
+        shares = [losses.mean(), losses[:, 0].mean(), losses[:, -1].mean(), diverged.float().mean()]
+        total += torch.stack(shares) / parts
     if world_size() > 1:
         torch.distributed.all_reduce(total)
         total /= world_size()
@@ -266,39 +277,3 @@ def _environment(config: TrainConfig, device: torch.device) -> Any:
         **config.meta_train_kwargs(),
     )
     return made.unwrapped
-
-
-@contextlib.contextmanager
-def _memory(config: TrainConfig) -> Iterator[None]:
-    """Say which settings need less memory where there is not enough."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        # CUDA's allocator, NumPy's, and the words of the CPU's on Linux and on Windows.
-        words = ("can't allocate memory", "not enough memory")
-        kinds = (torch.OutOfMemoryError, MemoryError)
-        if not isinstance(error, kinds) and not any(word in str(error) for word in words):
-            raise
-        raise MemoryError(
-            f"out of memory with --batch-size {config.batch_size} and --accumulate "
-            f"{config.accumulate}: start again with a larger --accumulate, which computes a batch "
-            "in more parts, or with a smaller --batch-size"
-        ) from error
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """A list that SIGINT and SIGTERM are added to, so that a step is finished before stopping."""
-    received: list[int] = []
-
-    def note(number: int, _: Any) -> None:
-        if received:  # the second one does not wait
-            raise KeyboardInterrupt
-        received.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,16 +1,12 @@
-"""Settings of every baseline that meta-trains, and the processes that it runs in."""
+"""Settings of every baseline that meta-trains."""
 
-import contextlib
 import dataclasses
 import math
-import os
-from collections.abc import Iterator
 from typing import Any, Literal
-
-import torch
 
 import icl_bench
 from baselines import common, optim
+from baselines.process import world_size
 from icl_bench.registration import find_spec
 
 
@@ -123,35 +119,3 @@ class TrainConfig(common.RunConfig):
         """Episodes of the length of meta-training, which a model may be bound to."""
         standard = find_spec(self.env).episode_length
         return {} if self.episode_length == standard else {"episode_length": self.episode_length}
-
-
-def world_size() -> int:
-    """Processes that torchrun started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def rank() -> int:
-    """Number of this process among them."""
-    return int(os.environ.get("RANK", "0"))
-
-
-@contextlib.contextmanager
-def processes(config: TrainConfig) -> Iterator[torch.device]:
-    """The device of this process; joins the processes that torchrun started."""
-    device = common.resolve_device(config.device)
-    if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = False
-        if config.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True)
-    if world_size() == 1:
-        yield device
-        return
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield device
-    finally:
-        torch.distributed.destroy_process_group()

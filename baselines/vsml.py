@@ -39,8 +39,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from baselines import common, train
+from baselines.process import rank
 from baselines.sequence import Method, SequenceModel, truncated_normal
-from baselines.train_config import TrainConfig, rank
+from baselines.train_config import TrainConfig
 from icl_bench.episodes import one_hot_labels
 from icl_bench.tasks import counter
 

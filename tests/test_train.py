@@ -455,7 +455,7 @@ def gradients(accumulate: int, parts: Sequence[int] | None = None) -> dict[str, 
     config = parse("--accumulate", str(accumulate))
     net = build_model(gpicl.METHOD, config)
     batch = train._environment(config, torch.device("cpu")).episodes(parts or range(8))
-    losses = train._backward(config, train._loss_function(config, net), batch)
+    losses = train._backward(config, net, train._loss_function(config, net), batch)
     found = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
     return found | {"losses": losses}
 
