@@ -29,6 +29,7 @@ import torch
 from safetensors.torch import save_file
 
 import icl_bench
+from baselines.process import terminated_as_interrupted, world_size
 from icl_bench.data.cache import atomic_path
 from icl_bench.data.images import MissingDataError
 from icl_bench.envs.source import check_device
@@ -257,8 +258,9 @@ def open_run(config: RunConfig, entry: EntryInfo, program: str) -> Iterator[RunF
         path = Path(config.resume)
     run = RunFolder(path, config, JsonlLog(path / "metrics.jsonl"), resolve_device(config.device))
     try:
-        _write_meta(run, entry)
-        yield run
+        with terminated_as_interrupted():
+            _write_meta(run, entry)
+            yield run
     except KeyboardInterrupt:
         print(f"\ninterrupted; go on with: {program} --resume {path}", file=sys.stderr)
         raise
@@ -271,7 +273,12 @@ def _write_meta(run: RunFolder, entry: EntryInfo) -> None:
         raise ValueError(
             f"{run.path} was begun with environments of another version: start a new run"
         )
-    more = {"commit": _commit(), "device": str(run.device), "threads": torch.get_num_threads()}
+    more = {
+        "commit": _commit(),
+        "device": str(run.device),
+        "threads": torch.get_num_threads(),
+        "processes": world_size(),
+    }
     write_meta(run.path, entry, run.config.suite, fingerprints, **more)
     run.log.cut(lambda _: True)
     run.log.write("open", resumed=run.config.resume is not None, **more)

@@ -83,7 +83,7 @@ def measure(
         bar.write(f"step {step}, last ten steps of an episode: {', '.join(shown)}")
 
 
-def check_losses(losses: Float[Tensor, "N 4"], step: int, folder: common.RunFolder | None) -> None:
+def check_losses(losses: Float[Tensor, "N 5"], step: int, folder: common.RunFolder | None) -> None:
     """Raise unless the losses up to this step are finite; ``losses`` holds those of N steps.
 
     Raises:

@@ -100,8 +100,9 @@ def make_optimizer(
 
     Args:
         name: adam (decay as a term of the gradient), adamw (decoupled decay), sign, or muon:
-            orthogonalised momentum (Jordan et al. 2024) for the matrices between the first and the
-            last, in steps as large as Adam's (Liu et al. 2025), and AdamW for all else.
+            orthogonalised momentum (Jordan et al. 2024) for all matrices but embeddings, positions
+            and heads (by name: ``OUTER``), in steps as large as Adam's (Liu et al. 2025), and AdamW
+            for all else.
         module: Whose parameters are trained.
         lr: Learning rate before the schedule.
         eps: Adam's ε.

@@ -68,6 +68,8 @@ def gpu() -> Config:
         repeat=0.7,
         repeat_end=0.1,
         repeat_steps=(5000, 50_000),
+        optimizer="muon",
+        lr=2e-3,
         warmup=500,
         decay="cosine",
         clip=1.0,
@@ -77,7 +79,8 @@ def gpu() -> Config:
 def cpu() -> Config:
     """Two heads of size 16 at 8×8 pixels: minutes on two cores.
 
-    Runs of five minutes left chance on Random only, not on MNIST.
+    With Adam (1e-2) five minutes left chance on Random only, not on MNIST; with Muon at 1e-2 and
+    size 24 it stayed at 55 % there.
     """
     return Config(
         preset="cpu",
@@ -91,7 +94,8 @@ def cpu() -> Config:
         repeat_steps=(1000, 3500),
         batch_size=32,
         steps=4000,
-        lr=1e-2,
+        optimizer="muon",
+        lr=3e-3,
         warmup=100,
         decay="cosine",
         clip=1.0,

@@ -3,12 +3,11 @@
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-
-from baselines import common
 
 
 def world_size() -> int:
@@ -22,11 +21,11 @@ def rank() -> int:
 
 
 @contextlib.contextmanager
-def processes(device_name: str, deterministic: bool) -> Iterator[torch.device]:
+def processes(device: torch.device, deterministic: bool) -> Iterator[torch.device]:
     """The device of this process; joins the processes that torchrun started."""
-    device = common.resolve_device(device_name)
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
@@ -41,6 +40,19 @@ def processes(device_name: str, deterministic: bool) -> Iterator[torch.device]:
         yield device
     finally:
         torch.distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt, as SIGINT does; nothing outside of the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

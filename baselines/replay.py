@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -36,11 +37,14 @@ BASELINES = {
     "outer-lstm": "baselines.outer_lstm",
     "vsml": "baselines.vsml",
     "vsml-nosym": "baselines.vsml_nosym",
+    "vsml-clone": "baselines.vsml_clone",
     "mlp": "baselines.mlp",
+    "maml": "baselines.maml",
 }
 
-# A header or a tensor beyond these is no learner of ours.
-MAX_HEADER, MAX_NUMBERS, MAX_SIZE = 20_000, 200_000_000, 16_384
+# A file beyond these is no learner of ours; settings whose cost the tensors' shapes do not show.
+MAX_HEADER, MAX_NUMBERS = 20_000, 200_000_000
+MAX_SETTINGS = {"layers": 256, "micro_ticks": 64, "inner_steps": 1000}
 
 # Fresh episodes begin after those of any protocol.
 FRESH_FROM = 2**20
@@ -62,29 +66,35 @@ def load_learner(path: Path, device: str = "cpu") -> Learner:
     try:
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get("learner", "{}")
-            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+            names = file.keys()
+            shapes = {name: file.get_slice(name).get_shape() for name in names}
     except Exception as error:  # safetensors raises a type of its own for every damage
         raise ReplayError(f"{path} is not a safetensors file: {error}") from error
     if len(header) > MAX_HEADER:
         raise ReplayError(f"{path}: a header of more than {MAX_HEADER} characters")
     try:
         about = json.loads(header)
-        name, settings = about["baseline"], json.dumps(about["config"])
+        name, settings = about["baseline"], dict(about["config"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ReplayError(f"{path}: the header does not say what it is the learner of") from error
     if not isinstance(name, str) or name not in BASELINES:
         raise ReplayError(f"{path}: baseline {name!r} is none of {', '.join(BASELINES)}")
-    if sum(int(np.prod(shape)) for shape in shapes) > MAX_NUMBERS:
+    if sum(int(np.prod(shape)) for shape in shapes.values()) > MAX_NUMBERS:
         raise ReplayError(f"{path}: more than {MAX_NUMBERS} numbers")
     module = importlib.import_module(BASELINES[name])
     try:
-        config = common.config_from_json(module.Config, settings)
-        shaping = ("width", "layers", "heads", "hidden", "size", "grid", "episode_length")
-        large = [n for n in shaping if getattr(config, n, 0) > MAX_SIZE]
-        if large:
-            raise ValueError(f"{', '.join(large)} above {MAX_SIZE}")
+        # A setting that came later has the default that is what was done before.
+        settings = dataclasses.asdict(module.Config()) | settings
+        config = common.config_from_json(module.Config, json.dumps(settings))
+        for setting, most in MAX_SETTINGS.items():
+            if getattr(config, setting, 0) > most:
+                raise ValueError(f"{setting} above {most}")
         config.check()
         spec = find_spec(config.meta_train)
+        with torch.device("meta"):  # shapes alone, whatever the settings claim
+            wanted = module.METHOD.build(config, spec.num_features, spec.num_classes).state_dict()
+        if {name: list(tensor.shape) for name, tensor in wanted.items()} != shapes:
+            raise ValueError("the tensors are not those of its settings")
         model = module.METHOD.build(config, spec.num_features, spec.num_classes)
         model.load_state_dict(load_file(path))
     except (KeyError, TypeError, ValueError, RuntimeError, json.JSONDecodeError) as error:

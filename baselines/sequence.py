@@ -25,6 +25,8 @@ class SequenceModel(nn.Module, abc.ABC):
 
     outer_step: int | None = None
     """While training, the number of the outer step, for models that draw random numbers."""
+    first_episode: int = 0
+    """Then, the place in the outer step's whole batch of the first episode that is passed."""
 
     @abc.abstractmethod
     def begin(self, batch_size: int) -> Any:
@@ -137,8 +139,12 @@ def command(method: Method, config: TrainConfig) -> str:
         value = getattr(config, field.name)
         if field.name in NO_MATTER or value == getattr(preset, field.name):
             continue
-        shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        words.append(f"--{field.name.replace('_', '-')} {shown}")
+        name = field.name.replace("_", "-")
+        if field.type is bool:
+            words.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            words.append(f"--{name} {shown}")
     return " ".join(words)
 
 

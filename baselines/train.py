@@ -35,7 +35,7 @@ DIVERGED = 2.0
 def run(config: TrainConfig, method: Method) -> None:
     """Meta-train (or go on), then evaluate; see the module and ``common`` for what is written."""
     monitor.check_tracker(config)
-    with processes(config.device, config.deterministic) as device:
+    with processes(common.resolve_device(config.device), config.deterministic) as device:
         model = build_model(method, config).to(device)
         source = _environment(config, device)
         entry = common.entry(
@@ -99,7 +99,7 @@ def train(
         momentum=config.momentum,
         weight_decay=config.weight_decay,
     )
-    losses = torch.zeros(config.log_every, 4, device=device)  # see _backward
+    losses = torch.zeros(config.log_every, 5, device=device)  # see _backward
     first, seconds = _restore(config, model, optimizer, losses)
     if first == config.steps and folder:
         print(
@@ -110,7 +110,9 @@ def train(
     loss_of = _loss_function(config, model)
     monitors = monitor.monitors(config, device) if folder and config.eval_every else {}
     size = config.batch_size // world_size()
+    tokens = config.batch_size * config.episode_length
     began = logged = time.monotonic()
+    logged_step = first
     before: dict[str, Tensor] = {}
 
     def keep(step: int) -> None:
@@ -139,7 +141,7 @@ def train(
             start = step * config.batch_size + rank() * size
             batch = source.episodes(range(start, start + size), repeat=config.repeat_share(step))
             slot = step % config.log_every
-            losses[slot] = _backward(config, model, loss_of, batch)
+            losses[slot] = _backward(config, model, loss_of, batch, bool(stop))
             due = (step + 1) % config.log_every == 0 or step + 1 == config.steps
             if due and folder:
                 before = {n: p.detach().clone() for n, p in model.named_parameters()}
@@ -155,7 +157,7 @@ def train(
                 monitor.check_losses(losses, step + 1, folder)
             if due and folder:
                 now = time.monotonic()
-                mean, at_first, at_last, diverged = losses[: slot + 1].mean(dim=0).tolist()
+                mean, at_first, at_last, diverged, _ = losses[: slot + 1].mean(dim=0).tolist()
                 moves = optim.norms(
                     (n, p.detach() - before[n]) for n, p in model.named_parameters()
                 )
@@ -170,23 +172,26 @@ def train(
                     diverged=diverged,
                     lr=optimizer.param_groups[0]["lr"],
                     repeat=config.repeat_share(step),
-                    tokens_per_s=(slot + 1)
-                    * config.batch_size
-                    * config.episode_length
-                    / (now - logged),
+                    tokens_per_s=(step + 1 - logged_step) * tokens / (now - logged),
                     seconds=seconds + now - began,
                     gradient_norm=gradients,
                     update_norm=moves,
                 )
-                logged = now
+                logged, logged_step = now, step + 1
                 bar.set_postfix(loss=f"{mean:.3f}", last=f"{at_last:.3f}", refresh=False)
             bar.update()
             if monitors and ((step + 1) % config.eval_every == 0 or step + 1 == config.steps):
+                now = time.monotonic()
                 monitor.measure(model, monitors, step + 1, folder, bar)
-                logged = time.monotonic()
-            if stop or (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
+                logged += time.monotonic() - now
+            stopping = bool(stop)
+            if world_size() > 1:
+                # All together: after a step whose losses say so, so one step later, which does not
+                # wait for a GPU to finish this one.
+                stopping = step > first and bool(losses[(step - 1) % config.log_every, 4] > 0)
+            if stopping or (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
                 keep(step + 1)
-            if stop:
+            if stopping:
                 raise KeyboardInterrupt
     total = seconds + time.monotonic() - began
     return total / 3600 * world_size() if device.type == "cuda" else 0.0
@@ -211,6 +216,11 @@ def _restore(
         raise checkpoint.CheckpointError(
             f"{config.resume}: the checkpoint was made with other settings than config.json has: "
             "put back the run's own files, or start a new run"
+        )
+    if state["losses"].shape != losses.shape:
+        raise checkpoint.CheckpointError(
+            f"{config.resume}: the checkpoint was made by another version of this program: start "
+            "a new run"
         )
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
@@ -246,21 +256,26 @@ def _backward(
     model: SequenceModel,
     loss_of: Callable[[icl_bench.EpisodeBatch], Float[Tensor, "B T"]],
     batch: icl_bench.EpisodeBatch,
-) -> Float[Tensor, "4"]:
+    stop: bool = False,
+) -> Float[Tensor, "5"]:
     """Gradients of the model's objective, part by part.
 
     Returns:
-        Mean loss; that of the first and of the last step; share of episodes that diverged.
+        Mean loss; that of the first and of the last step; share of episodes that diverged; share
+        of processes that were told to ``stop``.
     """
     parts = config.accumulate
-    total = torch.zeros(4, device=batch.x.device)
+    total = torch.zeros(5, device=batch.x.device)
+    total[4] = stop
+    model.first_episode = rank() * len(batch)
     for part in split(batch, parts):
         losses = loss_of(part)
+        model.first_episode += len(part)
         (model.objective(losses) / parts).backward()
         losses = losses.detach()
         diverged = losses.mean(dim=1) > DIVERGED * math.log(batch.num_classes)
         shares = [losses.mean(), losses[:, 0].mean(), losses[:, -1].mean(), diverged.float().mean()]
-        total += torch.stack(shares) / parts
+        total[:4] += torch.stack(shares) / parts
     if world_size() > 1:
         torch.distributed.all_reduce(total)
         total /= world_size()

@@ -26,6 +26,8 @@ class TrainConfig(common.RunConfig):
     """Training tasks; None = every episode a new task."""
     bias: float = 0.9
     """Fraction of training tasks that keep one fixed label permutation."""
+    single_task: float = 0.0
+    """Fraction of training episodes that come from task 0."""
     repeat: float = 0.0
     """Repeated-points curriculum: fraction of training episodes made of 10 distinct examples."""
     repeat_end: float = 0.0
@@ -34,7 +36,7 @@ class TrainConfig(common.RunConfig):
     """Outer steps between which it goes linearly from repeat to repeat_end; 0 0 = never."""
     optimizer: optim.OptimizerName = "adam"
     """adam, adamw (decoupled decay), sign (of the gradient's moving average), or muon (orthogonal
-    steps for hidden matrices, AdamW for the rest)."""
+    steps for matrices, AdamW for embeddings, heads and vectors)."""
     lr: float = 1e-3
     """Learning rate after the warm-up."""
     warmup: int = 0
@@ -77,7 +79,7 @@ class TrainConfig(common.RunConfig):
         for name in ("lr", "eps", "eval_episodes", "checkpoint_every"):
             value = getattr(self, name)
             common.require(common.positive(value), name, value, "above 0")
-        for name in ("bias", "repeat", "repeat_end"):
+        for name in ("bias", "single_task", "repeat", "repeat_end"):
             value = getattr(self, name)
             common.require(0 <= value <= 1, name, value, "in [0, 1]")
         common.require(0 <= self.momentum < 1, "momentum", self.momentum, "in [0, 1)")
@@ -111,6 +113,7 @@ class TrainConfig(common.RunConfig):
         return {
             "num_tasks": self.num_tasks,
             "bias": self.bias,
+            "single_task": self.single_task,
             "repeat": self.repeat,
             "episode_length": self.episode_length,
         }

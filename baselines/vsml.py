@@ -19,12 +19,12 @@ Differs from the paper: GPICL's "self-messages of size 8" are described nowhere.
 LSTM(a, b) receives a message from its own output at the tick before, and the averaged backward
 message of its own layer to input a from the step before, which would be lost below the first layer.
 GPICL does not say whether error, label or both are fed; ours: both (``--feedback``). The initial
-cells are redrawn every episode while training (the parts of ``--accumulate`` share a draw,
-processes do not); an evaluation refuses randomness, so there one draw, kept with the weights,
-serves all episodes. Trained by backpropagation as in GPICL, not by evolution as in the released
-code. Whether messages are normalised (here not) and the optimizer's settings are not stated. Labels
-of repeated points can be guessed from their frequency alone, and VSML did no more in 320 steps: no
-curriculum. The learning rate is larger than elsewhere, as input gates begin nearly closed.
+cells are redrawn every episode while training; an evaluation refuses randomness, so there one
+draw, kept with the weights, serves all episodes. Trained by backpropagation as in GPICL, not by
+evolution as in the released code. Whether messages are normalised (here not) and the optimizer's
+settings are not stated. Labels of repeated points can be guessed from their frequency alone, and
+VSML did no more in 320 steps: no curriculum. The learning rate is larger than elsewhere, as input
+gates begin nearly closed.
 """
 
 import dataclasses
@@ -39,7 +39,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from baselines import common, train
-from baselines.process import rank
 from baselines.sequence import Method, SequenceModel, truncated_normal
 from baselines.train_config import TrainConfig
 from icl_bench.episodes import one_hot_labels
@@ -71,7 +70,7 @@ class Config(TrainConfig):
     feedback: Literal["error", "label", "both"] = "both"
     """What of the previous step the outputs receive."""
     layer_norm: bool = False
-    """Normalise every message before the averaging."""
+    """Normalise forward and backward messages before the averaging."""
 
     def check(self) -> None:
         """Check the values; ``cli.main`` does so."""
@@ -264,9 +263,13 @@ class VSML(SequenceModel):
         kept = self.get_buffer(f"cells_{layer}")[:, None].expand(-1, batch_size, -1, -1)
         if self.outer_step is None:
             return kept
-        key = counter.stream_key("vsml cells", self.config.seed, self.outer_step, rank(), layer)
+        key = counter.stream_key("vsml cells", self.config.seed, self.outer_step, layer)
         generator = torch.Generator(kept.device).manual_seed(key)
-        return truncated_normal(torch.empty_like(kept), kept.shape[-1], generator)
+        # Of the whole batch, so that its parts and processes see what one pass would.
+        first, whole = self.first_episode, max(self.config.batch_size, batch_size)
+        drawn = kept.new_empty(whole, len(kept), *kept.shape[2:])
+        truncated_normal(drawn, kept.shape[-1], generator)
+        return drawn[first : first + batch_size].transpose(0, 1)
 
     def steps(
         self, x: Float[Tensor, "N S D"], prev_y: Int[Tensor, "N S"], state: State

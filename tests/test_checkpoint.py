@@ -27,7 +27,7 @@ def state(step: int) -> dict:
             "state": {0: {"step": torch.tensor(float(step)), "exp_avg": weight.square()}},
             "param_groups": [{"lr": 1e-3, "betas": (0.9, 0.999), "params": [0, 1]}],
         },
-        "losses": torch.full((2, 4), float(step)),
+        "losses": torch.full((2, 5), float(step)),
     }
 
 

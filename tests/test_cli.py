@@ -448,7 +448,7 @@ def test_the_users_own_errors_keep_their_traceback(learners, tmp_path) -> None:
             "device must be cpu, cuda or cuda:N, not 'abacus'",
         ),
         (["--env", DIGITS, "--device", "mps"], "device must be cpu, cuda or cuda:N, not 'mps'"),
-        (["--env", DIGITS, "--device", "cuda:99"], "--device cuda:99: this PyTorch sees"),
+        (["--env", DIGITS, "--device", "cuda:99"], "device cuda:99: this PyTorch sees"),
         (["--env", DIGITS, "--episodes", "1"], "at least 2"),
         (["--env", DIGITS, "--seed", "-1"], "seed must be"),
         (["--env", "Digits-Proj9-v0"], "did you mean Digits-Proj"),

@@ -1,6 +1,8 @@
 """Environments: Gymnasium's checks on every id, one implementation, protocol of an episode."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +176,28 @@ def test_vectors_of_gymnasium(mode: str) -> None:
         assert observation.shape == (2, 74)
     finally:
         made.close()
+
+
+FORKED = """
+import os
+import gymnasium, torch, icl_bench
+torch.set_num_threads(4)
+batch = icl_bench.make("Digits-Proj8-v0").unwrapped.sample(64)
+torch.randn(500, 500) @ torch.randn(500, 500)  # its threads are there now
+torch.randn(2**20).exp()
+pid = os.fork()
+if pid == 0:
+    again = icl_bench.make("Digits-Proj8-v0").unwrapped.sample(64)
+    torch.randn(2**20).exp()
+    os._exit(0 if torch.equal(again.x, batch.x) else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+"""
+
+
+def test_a_forked_worker_does_not_wait_for_threads_it_lacks() -> None:
+    command = [sys.executable, "-c", FORKED]
+    done = subprocess.run(command, timeout=120, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_refused_call_changes_nothing() -> None:

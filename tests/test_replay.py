@@ -1,5 +1,7 @@
 """Replay: a checkpoint gives the predictions handed in; a file that is not ours is refused."""
 
+import dataclasses
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -13,7 +15,9 @@ from safetensors.torch import save_file
 
 import icl_bench
 from baselines import cli, gpicl, replay, train
+from baselines.common import save_learner
 from baselines.replay import ReplayError, load_learner
+from baselines.sequence import build_model
 from icl_bench.leaderboard.submission import make_submission, read_submission
 
 TINY = (
@@ -127,12 +131,13 @@ def test_fresh_episodes_are_of_other_tasks_than_the_frozen_ones(monkeypatch):
     [
         ({"baseline": "os"}, "'os' is none of gpicl"),
         ({"baseline": ["gpicl"]}, "is none of gpicl"),
-        ({"config": {"width": 3}}, "settings differ in"),
-        ({"width": 10**9}, "width above"),
-        ({"width": 32}, "size mismatch"),
+        ({"config": {"breadth": 3}}, "settings differ in breadth"),
+        ({"width": 10**9}, "the tensors are not those of its settings"),
+        ({"layers": 10**6}, "layers above 256"),
+        ({"width": 32}, "the tensors are not those of its settings"),
         ({"width": -1}, "--width must be"),
         ({"env": "Nothing-v0"}, "Nothing-v0"),
-        ({"env": "MNIST-Proj14-v0", "suite": None}, "size mismatch"),
+        ({"env": "MNIST-Proj14-v0", "suite": None}, "the tensors are not those of its settings"),
     ],
     ids=str,
 )
@@ -144,6 +149,28 @@ def test_headers_that_are_refused(entry, changes, message):
     rewrite(path, header)
     with pytest.raises(ReplayError, match=message):
         load_learner(path)
+
+
+def test_a_setting_that_came_later_has_its_default(entry):
+    path = checkpoint(entry)
+    header = about(path)
+    assert header["config"].pop("single_task") == 0.0
+    rewrite(path, header)
+    load_learner(path)
+
+
+@pytest.mark.parametrize("name", replay.BASELINES)
+def test_every_learner_comes_back_from_its_file(name, tmp_path):
+    method = importlib.import_module(replay.BASELINES[name]).METHOD
+    config = dataclasses.replace(method.presets["cpu"](), env="Digits-Proj8-v0", device="cpu")
+    model = build_model(method, config).eval()
+    save_learner(tmp_path / "learner.safetensors", model.state_dict(), name, config)
+    batch = icl_bench.make("Digits-Proj8-v0").unwrapped.sample(2)
+    again = load_learner(tmp_path / "learner.safetensors")
+    with torch.no_grad():
+        expected = model(batch.x, batch.prev_y)
+        assert expected.std() > 0
+        torch.testing.assert_close(again(batch.x, batch.prev_y), expected, atol=0, rtol=0)
 
 
 def test_files_that_are_refused(entry, capsys):

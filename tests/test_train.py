@@ -15,15 +15,17 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 import icl_bench
-from baselines import checkpoint, cli, gpicl, monitor, optim, sequence, train
+from baselines import checkpoint, cli, gpicl, monitor, optim, sequence, train, vsml
 from baselines.common import JsonlLog
 from baselines.sequence import Method, build_model
 from icl_bench.evaluation.protocol import EXTENDED_EPISODES
@@ -199,6 +201,113 @@ def test_learns(tmp_path):
     assert np.mean(losses[-5:]) < 1.5
 
 
+def by_hand(config: gpicl.Config, wrong: str = "") -> list[Tensor]:
+    """Weights after a plain loop of Adam or sign updates, with one thing done wrong."""
+    model = build_model(gpicl.METHOD, config)
+    source = icl_bench.make(DIGITS, split="train", **config.meta_train_kwargs()).unwrapped
+    parameters = list(model.parameters())
+    moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in parameters]
+    eps = 1e-8 if wrong == "eps" else 1e-3
+    beta = 0.9 if wrong == "momentum" else 0.6
+    for step in range(8):
+        share = (0.9, 0.9, 0.45, 0.0)[min(step, 3)]
+        lr = 0.01 * (step + 1) / 4 if step < 4 else 0.005 * (1 + np.cos(np.pi * (step - 4) / 4))
+        batch = source.episodes(
+            range(8 * step, 8 * step + 8), repeat=0.9 if wrong == "repeat" else share
+        )
+        model.zero_grad()
+        logits = model(batch.x, batch.prev_y).flatten(0, 1)
+        functional.cross_entropy(logits, batch.y.flatten()).backward()
+        norm = torch.stack([p.grad.norm() for p in parameters]).norm()
+        with torch.no_grad():
+            for p, (m, v) in zip(parameters, moments, strict=True):
+                g = p.grad * (1 if wrong == "clip" else min(1.0, 0.2 / (float(norm) + 1e-6)))
+                decay = 0.1 * p if p.ndim >= 2 and wrong != "decay" else 0.0
+                rate = 0.01 if wrong == "schedule" else lr
+                if config.optimizer == "sign":
+                    m.mul_(beta).add_((1 - beta) * g)
+                    p.sub_(rate * (m.sign() + decay))
+                    continue
+                g = g + decay
+                m.mul_(0.9).add_(0.1 * g)
+                v.mul_(0.999).add_(0.001 * g.square())
+                root = (v / (1 - 0.999 ** (step + 1))).sqrt() + eps
+                p.sub_(rate * m / (1 - 0.9 ** (step + 1)) / root)
+    return [p.detach() for p in parameters]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "mistakes"),
+    [
+        ("adam", ("schedule", "clip", "repeat", "decay", "eps")),
+        ("sign", ("schedule", "repeat", "decay", "momentum")),
+    ],
+)
+def test_the_loop_does_what_its_settings_say(tmp_path, optimizer, mistakes):
+    settings = (
+        *(*SCHEDULED, "--clip", "0.2", "--steps", "8", "--optimizer", optimizer),
+        *("--lr", "0.01", "--eps", "1e-3", "--momentum", "0.6"),
+        *("--repeat-end", "0", "--repeat-steps", "1", "3"),
+    )
+    path = new(tmp_path, *settings)
+    found = [load_file(path / "learner.safetensors")[n] for n, _ in named(parse(*settings))]
+
+    def gap(wrong: str = "") -> float:
+        expected = by_hand(parse(*settings), wrong)
+        gaps = [(a - b).abs().flatten() for a, b in zip(found, expected, strict=True)]
+        return float((torch.cat(gaps) > 1e-4).float().mean())
+
+    # Not all: of gradients that are 0 but for rounding, the sign is anybody's guess.
+    assert gap() < 0.03
+    assert {mistake: gap(mistake) for mistake in mistakes if gap(mistake) < 0.3} == {}
+
+
+def named(config: gpicl.Config) -> list[tuple[str, nn.Parameter]]:
+    return list(build_model(gpicl.METHOD, config).named_parameters())
+
+
+def test_a_training_curve_is_the_accuracy_of_the_weights(whole):
+    """The last one, of the weights that were kept."""
+    config = parse()
+    model = build_model(gpicl.METHOD, config)
+    model.load_state_dict(load_file(whole / "learner.safetensors"))
+    batches = monitor.monitors(config, torch.device("cpu"))
+    found = {line["on"]: line for line in lines(whole, "eval") if line["step"] == 20}
+    assert found.keys() == batches.keys()
+    for name, batch in batches.items():
+        with torch.no_grad():
+            guesses = model.eval()(batch.x, batch.prev_y).argmax(dim=-1)
+        curve = (guesses == batch.y).double().mean(dim=0)
+        assert found[name]["curve"] == pytest.approx(curve.tolist(), abs=1e-4)
+        assert found[name]["last_ten"] == pytest.approx(float(curve[-10:].mean()), abs=1e-4)
+
+
+def test_tokens_per_second_leave_out_the_measurements(tmp_path, monkeypatch):
+    """By a clock that a step takes a second of and a measurement a hundred; also after a stop."""
+    now = [0.0]
+
+    def tick(logits: Tensor) -> Tensor:
+        now[0] += 1
+        return logits
+
+    measure = monitor.measure
+
+    def slow(*args: Any) -> None:
+        now[0] += 100
+        measure(*args)
+
+    monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(monitor, "measure", slow)
+    every = dict.fromkeys(range(20), tick)
+    path = new(tmp_path / "whole", at=every)
+    stopped = new(tmp_path / "stopped", at=every | {8: send(signal.SIGINT)}, status=130)
+    assert run("--resume", stopped, at=every) == 0
+    for folder in (path, stopped):
+        log = JsonlLog(folder / "metrics.jsonl").read()
+        rates = [line["tokens_per_s"] for line in log if line["event"] == "train"]
+        assert rates == [8 * 12] * 4
+
+
 # Resumed = uninterrupted
 
 
@@ -239,6 +348,15 @@ def test_a_checkpoint_that_forgets_something_would_be_noticed(tmp_path, whole, f
     assert run("--resume", path) == 0
     with pytest.raises(AssertionError):
         assert_same_run(path, whole)
+
+
+def test_a_checkpoint_of_another_version_is_refused(tmp_path, capsys):
+    path = new(tmp_path / "stopped", at={8: send(signal.SIGINT)}, status=130)
+    state = checkpoint.load(path)
+    assert state is not None
+    checkpoint.save(path, state | {"losses": state["losses"][:, :4]})
+    assert run("--resume", path) == 2
+    assert "made by another version of this program: start a new run" in capsys.readouterr().err
 
 
 def test_a_run_that_stopped_before_its_first_checkpoint_begins_again(tmp_path, whole):
@@ -563,7 +681,7 @@ def test_watching_changes_nothing(tmp_path, whole):
             ["--batch-size", "9", "--accumulate", "2"],
             "--batch-size must be a multiple of accumulate × processes = 2, not 9",
         ),
-        (["--device", "cuda:99"], "--device cuda:99: this PyTorch sees "),
+        (["--device", "cuda:99"], "device cuda:99: this PyTorch sees "),
         (["--width", "15"], "--width must be a multiple of 2, not 15"),
         (["--width", "18", "--positions", "rotary"], "--width must be a multiple of 4, not 18"),
         (["--heads", "0"], "--heads must be 1 or more, not 0"),
@@ -817,6 +935,35 @@ def test_two_processes_train_like_one(tmp_path):
     two = load_file(path / "learner.safetensors")
     for name, tensor in load_file(expected / "learner.safetensors").items():
         torch.testing.assert_close(two[name], tensor, atol=1e-3, rtol=0)
+
+
+@pytest.mark.slow
+def test_processes_stop_together_where_one_is_told_to(tmp_path):
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    process = start(*TINY, *LONG, "--runs", tmp_path, launcher=launcher)
+    try:
+        assert wait(process, lambda: bool(list(tmp_path.glob(f"*/{checkpoint.NEWEST}"))))
+        found = subprocess.run(
+            ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
+        )
+        second = max(map(int, found.stdout.split()))
+        os.kill(second, signal.SIGTERM)
+        _, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    (path,) = tmp_path.iterdir()
+    assert f"go on with: python -m baselines.gpicl --resume {path}" in err
+    assert "Connection closed" not in err
+    newest = newest_step(path)
+    assert newest % 5 or newest > 5  # the one that was written on the way out
+
+
+def test_switches_are_in_the_command_of_a_run():
+    presets, program = vsml.PRESETS, vsml.METHOD.program
+    wanted = ["--preset", "cpu", "--no-self-messages", "--layer-norm"]
+    config = cli.parse(presets, program, "", wanted)
+    words = sequence.command(vsml.METHOD, config).split()[3:]
+    assert cli.parse(presets, program, "", words) == config
 
 
 def test_the_command_of_a_run_names_what_differs_from_its_preset():

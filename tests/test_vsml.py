@@ -410,22 +410,23 @@ def test_initial_cells_follow_their_law():
         assert abs(scaled.square().mean() - 0.7737) < 5 * 0.85 / scaled.numel() ** 0.5
 
 
-def test_cells_are_redrawn_for_every_outer_step_and_episode(monkeypatch):
+def test_cells_are_redrawn_for_every_outer_step_and_episode():
     model = small(layers=2, neurons=A)
 
-    def cells(outer_step: int | None, seed: int = 0, rank: int = 0) -> list[Tensor]:
-        monkeypatch.setenv("RANK", str(rank))
-        model.config = dataclasses.replace(model.config, seed=seed)
+    def cells(outer_step: int | None, seed: int = 0, first: int = 0) -> list[Tensor]:
+        model.first_episode = first
+        model.config = dataclasses.replace(model.config, seed=seed, batch_size=8)
         model.outer_step = outer_step
         return [c for _, c, _ in model.begin(3)[0]]
 
     before = torch.get_rng_state()
-    draws = [cells(7), cells(8), cells(7, seed=1), cells(7, rank=1), cells(None)]
+    draws = [cells(7), cells(8), cells(7, seed=1), cells(7, first=3), cells(None)]
     assert torch.equal(torch.get_rng_state(), before)
     for first in range(len(draws)):
         for second in range(first):
             assert not torch.equal(draws[first][0], draws[second][0])
     assert torch.equal(cells(7)[0], draws[0][0])
+    assert torch.equal(cells(7, first=2)[0][:, :1], draws[0][0][:, 2:])  # parts of one batch
     assert not torch.equal(draws[0][0][:, 0], draws[0][0][:, 1])  # two episodes
     first, second = (c.flatten()[:20] for c in draws[0])
     assert not torch.equal(first, second)  # two layers

@@ -21,6 +21,11 @@ BOUND = 1e6
 
 ActionKind = Literal["label", "logits"]
 
+# A forked worker (Gymnasium's AsyncVectorEnv) has none of the threads of PyTorch's OpenMP, and
+# would wait for them for ever; it must not ask for more than its own.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+
 
 class SupervisedVectorEnv(VectorEnv[Any, Any, Any], SamplesEpisodes):
     """``num_envs`` episodes in lock-step, computed as one batch.
