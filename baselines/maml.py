@@ -79,6 +79,13 @@ class Config(TrainConfig):
         if self.learn_rates and self.algorithm == "reptile":
             raise ValueError("--learn-rates: Reptile has no gradient for them; use maml or fomaml")
 
+    @property
+    def variant(self) -> str | None:
+        """Name of the entry."""
+        if self.learn_rates:
+            return "meta-sgd"
+        return None if self.algorithm == "maml" else self.algorithm
+
 
 def paper() -> Config:
     """Table 2: batch 128, 2^25 tasks, 90 % biased permutations (Kirsch et al. 2022, A.4)."""
@@ -320,7 +327,8 @@ def build(config: Config, num_features: int, num_classes: int) -> MAML:
     return form(config, num_features, num_classes)
 
 
-METHOD = Method("maml", "MAML", "Backprop, SGD", build, PRESETS)
+TITLES = {"meta-sgd": "Meta-SGD", "fomaml": "First-order MAML", "reptile": "Reptile"}
+METHOD = Method("maml", "MAML", "Backprop, SGD", build, PRESETS, TITLES)
 
 if __name__ == "__main__":
     sys.exit(train.main(METHOD, __doc__ or ""))

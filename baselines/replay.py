@@ -40,6 +40,7 @@ BASELINES = {
     "vsml-clone": "baselines.vsml_clone",
     "mlp": "baselines.mlp",
     "maml": "baselines.maml",
+    "protonet": "baselines.protonet",
 }
 
 # A file beyond these is no learner of ours; settings whose cost the tensors' shapes do not show.

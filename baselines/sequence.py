@@ -114,6 +114,7 @@ class Method:
         inductive_bias: As in Table 2 of GPICL.
         build: (config, D, C) → the model with its initial weights, from ``torch``'s generator.
         presets: Name → settings.
+        titles: Of the settings' variants, for people.
     """
 
     name: str
@@ -121,6 +122,7 @@ class Method:
     inductive_bias: str
     build: Callable[[Any, int, int], SequenceModel]
     presets: Mapping[str, Callable[[], Any]]
+    titles: Mapping[str | None, str] = dataclasses.field(default_factory=dict)
 
     @property
     def program(self) -> str:

@@ -40,8 +40,8 @@ def run(config: TrainConfig, method: Method) -> None:
         source = _environment(config, device)
         entry = common.entry(
             config,
-            name=method.name,
-            title=method.title,
+            name=config.variant or method.name,
+            title=method.titles.get(config.variant, method.title),
             inductive_bias=method.inductive_bias,
             code=command(method, config),
             meta_train=config.meta_train,

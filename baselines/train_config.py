@@ -96,6 +96,11 @@ class TrainConfig(common.RunConfig):
         )
 
     @property
+    def variant(self) -> str | None:
+        """Name of the entry where these settings make it another method than its program's."""
+        return None
+
+    @property
     def meta_train(self) -> str:
         """The environment to meta-train on: the suite's, or ``env``."""
         return self.env if self.suite is None else icl_bench.suite(self.suite).meta_train
