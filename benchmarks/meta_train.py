@@ -12,15 +12,14 @@ one run, medians of alternating steps.
 import argparse
 import json
 import platform
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from measure import milliseconds, peak_growth
 from sampler import B, T, make_sampler
 from torch import Tensor, nn
 from torch.nn import functional
@@ -119,21 +118,6 @@ def straightforward(size: str, device: str) -> Callable[[int], None]:
 WAYS = {"ours": ours, "straightforward": straightforward}
 
 
-def milliseconds(size: str, repetitions: int, device: str) -> dict[str, float]:
-    """Median time of an outer step of each way, alternating."""
-    steps = {name: way(size, device) for name, way in WAYS.items()}
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for repetition in range(repetitions + 2):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step(repetition)
-            if device != "cpu":
-                torch.cuda.synchronize()
-            if repetition > 1:  # the first ones compile and allocate
-                times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 def peak_memory(size: str, way: str, device: str) -> float:
     """Megabytes of the peak of three outer steps, in a process of its own on a CPU."""
     if device != "cpu":
@@ -148,18 +132,9 @@ def peak_memory(size: str, way: str, device: str) -> float:
 
 def memory_of(size: str, way: str) -> float:
     """Growth of this process's peak by three outer steps after a first, in megabytes (Linux)."""
-
-    def peak() -> int:
-        status = Path("/proc/self/status").read_text()
-        return next(int(line.split()[1]) for line in status.splitlines() if line[:6] == "VmHWM:")
-
     step = WAYS[way](size, "cpu")
     step(0)  # loads kernels, compiles and allocates what stays
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    before = peak()
-    for n in range(1, 4):
-        step(n)
-    return (peak() - before) / 1024
+    return peak_growth(lambda: [step(n) for n in range(1, 4)])
 
 
 def main() -> None:
@@ -186,7 +161,8 @@ def main() -> None:
     print(f"ms per outer step, {B} episodes of {T} steps, {sizes}")
     print(f"{'':16}{'straightforward':>16}{'ours':>10}{'ratio':>8}  peak MB")
     for size in MEASURED:
-        times = milliseconds(size, args.repetitions, args.device)
+        steps = {name: way(size, args.device) for name, way in WAYS.items()}
+        times = milliseconds(steps, args.repetitions, args.device)
         memory = {way: peak_memory(size, way, args.device) for way in WAYS}
         results[size] = {"ms": times, "peak_mb": memory}
         ratio = times["straightforward"] / times["ours"]

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from measure import peak_growth
 
 import icl_bench
 from icl_bench.catalog import View
@@ -120,15 +121,7 @@ def memory_of(size: str, way: str) -> float:
     made = ways(size, "cpu")[way]
     projection.normals(1, np.arange(1), 4, 4)  # load the compiled kernels first
     torch.linalg.cholesky_ex(torch.eye(8, dtype=torch.float64))
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak so far
-    before = _peak_kilobytes()
-    made(np.arange(B))
-    return (_peak_kilobytes() - before) / 1024
-
-
-def _peak_kilobytes() -> int:
-    status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line[:6] == "VmHWM:")
+    return peak_growth(lambda: made(np.arange(B)))
 
 
 def vector_environment(num_envs: int = 64) -> dict[str, float]:
