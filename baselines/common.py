@@ -11,7 +11,6 @@ A run folder is ``runs/<env or suite>__<name>__<seed>__<utc>/``:
 """
 
 import contextlib
-import csv
 import dataclasses
 import json
 import math
@@ -34,6 +33,7 @@ from icl_bench.data.cache import atomic_path
 from icl_bench.data.images import MissingDataError
 from icl_bench.envs.source import check_device
 from icl_bench.evaluation.learner import Learner, LearnerError
+from icl_bench.evaluation.metrics import diverged
 from icl_bench.evaluation.protocol import EXTENDED_EPISODES, evaluation_fingerprint
 from icl_bench.leaderboard.entry import EntryInfo
 from icl_bench.leaderboard.runs import (
@@ -330,22 +330,6 @@ def entry(config: RunConfig, **fields: Any) -> EntryInfo:
     return EntryInfo(**common | fields)
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file; none if there is no file."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def write_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    """Write rows with the same columns as CSV; atomic."""
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def save_learner(
     path: Path, tensors: Mapping[str, torch.Tensor], baseline: str, config: RunConfig
 ) -> None:
@@ -382,8 +366,15 @@ def evaluate_run(run: RunFolder, learner: Learner, envs: Sequence[str]) -> list[
             )
         except LearnerError as error:  # one that has diverged, for instance
             raise LearnerError(f"{env}: {error}") from error
+        lost = diverged(result)
+        if lost > 0:
+            print(
+                f"warning: on {env} it diverged in {lost:.1%} of the episodes: mean loss more than "
+                "twice that of guessing",
+                file=sys.stderr,
+            )
         # The line first: one without its result is cut when the run is resumed.
-        run.log.write("result", env=env, split="unseen", accuracy=result.accuracy())
+        run.log.write("result", env=env, split="unseen", accuracy=result.accuracy(), diverged=lost)
         result.save(result_path(run.path, env, "unseen"))
     whole = load_run(run.path)
     found = {result.env: [result] for result in whole.results if result.split == "unseen"}

@@ -13,10 +13,12 @@ Differs from the paper: it states neither the initialisation (ours is the law of
 torch.nn.Linear, drawn once per seed, the same for all episodes) nor the weight decay of the sweep.
 """
 
+import csv
 import dataclasses
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -28,6 +30,7 @@ from tqdm import tqdm
 
 import icl_bench
 from baselines import cli, common
+from icl_bench.data.cache import atomic_path
 from icl_bench.evaluation.statistics import task_interval
 from icl_bench.registration import find_spec
 from icl_bench.tasks import counter
@@ -254,7 +257,7 @@ def sweep(
         All rows, the best first.
     """
     path = folder.path / "sweep.csv"
-    rows = common.read_rows(path)
+    rows = read_rows(path)
     done = {tuple(row[name] for name in COLUMNS[:3]) for row in rows}
     folder.log.cut(
         lambda e: e["event"] != "setting" or tuple(str(e[name]) for name in COLUMNS[:3]) in done
@@ -273,7 +276,7 @@ def sweep(
         values = (optimizer, hidden, lr, found.mean, found.low, found.high)
         folder.log.write("setting", **dict(zip(COLUMNS, values, strict=True)))
         rows.append(dict(zip(COLUMNS, map(str, values), strict=True)))
-        common.write_rows(path, rows)
+        write_rows(path, rows)
     rows.sort(key=lambda row: -float(row["accuracy"]))
     print(f"best of {len(rows)} settings, last ten steps, {len(batch.y)} validation tasks:")
     for row in rows[:10]:
@@ -282,6 +285,22 @@ def sweep(
         print(f"  {name} {accuracy:5.1f} %  [{low:.1f}, {high:.1f}]")
     print(f"\n{path}")
     return rows
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file; none if there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Write rows with the same columns as CSV; atomic."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 if __name__ == "__main__":

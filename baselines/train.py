@@ -27,9 +27,7 @@ from baselines import checkpoint, cli, common, monitor, optim
 from baselines.process import memory_advice, processes, rank, signals, world_size
 from baselines.sequence import Method, SequenceModel, build_model, command, split
 from baselines.train_config import TrainConfig
-
-# An episode has diverged if its mean loss is so many times that of guessing, log C.
-DIVERGED = 2.0
+from icl_bench.evaluation.metrics import DIVERGED
 
 
 def run(config: TrainConfig, method: Method) -> None:

@@ -323,6 +323,22 @@ def test_a_learner_that_cannot_be_scored_names_its_environment(tmp_path, monkeyp
         common.evaluate_run(opened, diverged, ["Random-Proj8-v0"])
 
 
+def test_episodes_that_diverge_are_reported(tmp_path, capsys):
+    def sure_of_the_first(x, prev_y):
+        return 100.0 * torch.eye(10)[torch.zeros_like(prev_y)]
+
+    config = sgd.Config(env="Random-Proj8-v0", episodes=32, runs=str(tmp_path), device="cpu")
+    about = common.entry(
+        config, name="sure", title="Sure", inductive_bias="None", code="none", state_size=0
+    )
+    with common.open_run(config, about, "program") as opened:
+        common.evaluate_run(opened, sure_of_the_first, ["Random-Proj8-v0"])
+    found = re.search(r"on Random-Proj8-v0 it diverged in (\S+)% of", capsys.readouterr().err)
+    assert float(found[1]) > 90
+    (line,) = [line for line in opened.log.read() if line["event"] == "result"]
+    assert line["diverged"] == pytest.approx(float(found[1]) / 100, abs=1e-3)
+
+
 def test_panels_are_in_the_order_of_the_evaluation(tmp_path, monkeypatch, capsys):
     drawn = []
     monkeypatch.setattr(
@@ -401,15 +417,15 @@ def test_interrupt_says_how_to_go_on(tmp_path):
     assert process.returncode == 130
     assert err == f"\ninterrupted; go on with: python -m baselines.sgd --resume {folder}\n"
     assert out == ""
-    rows = common.read_rows(folder / "sweep.csv")
+    rows = sgd.read_rows(folder / "sweep.csv")
     assert 1 <= len(rows) < 27
     assert parse("--resume", str(folder)).sweep_hidden == (128,)
 
 
 def test_tables_are_written_whole_and_read_back(tmp_path):
     path = tmp_path / "table.csv"
-    assert common.read_rows(path) == []
+    assert sgd.read_rows(path) == []
     rows = [{"name": "a, b", "value": "1e-05"}, {"name": 'ü "q"', "value": ""}]
-    common.write_rows(path, rows)
-    assert common.read_rows(path) == rows
+    sgd.write_rows(path, rows)
+    assert sgd.read_rows(path) == rows
     assert [p.name for p in tmp_path.iterdir()] == ["table.csv"]

@@ -58,6 +58,23 @@ def test_log_loss_by_hand():
     assert metrics.log_loss(result)[1] == pytest.approx(math.log(2), rel=1e-3)
 
 
+def test_episodes_that_diverge_are_those_far_worse_than_guessing():
+    """Right classes with probability 1/4, 1/17 and 1/15 at both steps: 2 log 4 is log 16."""
+    probabilities = np.empty((3, 2, 4))
+    right = np.array([[0, 1], [1, 2], [2, 3]])
+    for episode, p in enumerate((1 / 4, 1 / 17, 1 / 15)):
+        probabilities[episode] = (1 - p) / 3
+        probabilities[episode, [0, 1], right[episode]] = p
+    result = result_of(
+        np.ones((3, 2), dtype=bool),
+        np.arange(3),
+        num_classes=4,
+        log_probs=np.log(probabilities).astype(np.float16),
+    )
+    assert result.label.tolist() == right.tolist()
+    assert metrics.diverged(result) == pytest.approx(1 / 3)
+
+
 def test_log_loss_of_an_impossible_answer_is_infinite():
     log_probs = np.array([[[0.0, -np.inf]], [[0.0, -np.inf]]], dtype=np.float16)
     result = result_of(

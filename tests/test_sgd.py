@@ -296,7 +296,7 @@ SWEEP = ("--env", DIGITS, "--sweep", "--sweep-rates", "1e-4", "1e-2", "--sweep-h
 def test_sweep_scores_the_grid_and_finds_the_better_rate(tmp_path, capsys):
     assert run(*SWEEP, "--sweep-episodes", "16", "--runs", tmp_path) == 0
     folder = only_folder(tmp_path)
-    rows = common.read_rows(folder / "sweep.csv")
+    rows = sgd.read_rows(folder / "sweep.csv")
     assert len({(r["optimizer"], r["hidden"], r["lr"]) for r in rows}) == len(rows) == 12
     best = max(rows, key=lambda row: float(row["accuracy"]))
     assert best["lr"] == "0.01"
@@ -316,7 +316,7 @@ def test_sweep_scores_the_grid_and_finds_the_better_rate(tmp_path, capsys):
 def test_sweep_goes_on_row_by_row(tmp_path, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert run(*SWEEP, "--sweep-episodes", "4", "--runs", whole) == 0
-    write, count = common.write_rows, 0
+    write, count = sgd.write_rows, 0
 
     def interrupted(path, rows):
         nonlocal count
@@ -325,10 +325,10 @@ def test_sweep_goes_on_row_by_row(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         write(path, rows)
 
-    monkeypatch.setattr(common, "write_rows", interrupted)
+    monkeypatch.setattr(sgd, "write_rows", interrupted)
     assert run(*SWEEP, "--sweep-episodes", "4", "--runs", cut) == 130
     folder = only_folder(cut)
-    assert len(common.read_rows(folder / "sweep.csv")) == 4
+    assert len(sgd.read_rows(folder / "sweep.csv")) == 4
     assert run("--resume", folder) == 0
     assert count == 5 + 8
     expected = (only_folder(whole) / "sweep.csv").read_bytes()
@@ -340,7 +340,7 @@ def test_sweep_goes_on_row_by_row(tmp_path, monkeypatch):
 def test_a_setting_that_diverges_has_accuracy_zero_in_the_sweep(tmp_path):
     arguments = ("--sweep-rates", "1e38", "--sweep-hidden", "16", "--sweep-episodes", "4")
     assert run("--env", DIGITS, "--sweep", *arguments, "--runs", tmp_path) == 0
-    rows = common.read_rows(only_folder(tmp_path) / "sweep.csv")
+    rows = sgd.read_rows(only_folder(tmp_path) / "sweep.csv")
     assert {row["accuracy"] for row in rows if row["optimizer"] == "sgd"} == {"0.0"}
 
 

@@ -11,6 +11,9 @@ from icl_bench.evaluation.statistics import ROUNDING, paired_difference, task_in
 # Step t is answered after t labelled examples; log-probabilities are kept at the same steps.
 SUMMARY_STEPS = LOG_PROB_STEPS
 
+# An episode has diverged if its mean loss is so many times that of guessing, log C.
+DIVERGED = 2.0
+
 # Steps over which the mean accuracy must hold for a threshold to count as reached.
 HOLD = 5
 
@@ -31,9 +34,23 @@ def log_loss(result: Result) -> dict[int, float]:
     Half-precision log-probabilities are right to about three digits.
     """
     steps = log_prob_steps(result.episode_length)
+    means = _log_losses(result).mean(axis=0)
+    return {step: abs(float(mean)) for step, mean in zip(steps, means, strict=True)}
+
+
+def diverged(result: Result) -> float:
+    """Share of episodes in which the learner is far worse than guessing, in [0, 1].
+
+    Those whose mean log loss, over the steps with log-probabilities, is above 2 log C.
+    """
+    limit = DIVERGED * np.log(result.log_probs.shape[2])
+    return float((_log_losses(result).mean(axis=1) > limit).mean())
+
+
+def _log_losses(result: Result) -> Float[np.ndarray, "E S"]:
+    steps = log_prob_steps(result.episode_length)
     labels = result.label[:, list(steps), None].astype(np.int64)
-    right = np.take_along_axis(result.log_probs.astype(np.float64), labels, axis=2)[..., 0]
-    return {step: abs(float(mean)) for step, mean in zip(steps, right.mean(axis=0), strict=True)}
+    return -np.take_along_axis(result.log_probs.astype(np.float64), labels, axis=2)[..., 0]
 
 
 def chance(result: Result) -> float:
