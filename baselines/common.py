@@ -92,6 +92,11 @@ class RunConfig:
         resolve_device(self.device)
 
     @property
+    def meta_train(self) -> str:
+        """The environment to meta-train on: the suite's, or ``env``."""
+        return self.env if self.suite is None else icl_bench.suite(self.suite).meta_train
+
+    @property
     def envs(self) -> tuple[str, ...]:
         """Environments to evaluate on: the suite's, or ``env`` and its cross-dataset relatives."""
         if self.suite is not None:

@@ -13,7 +13,6 @@ from torch.utils.checkpoint import checkpoint
 
 import icl_bench
 from baselines import common
-from baselines.train_config import TrainConfig
 from icl_bench.registration import find_spec
 
 # Numbers that a pass may keep for its gradient: 1 GiB.
@@ -101,6 +100,7 @@ def truncated_normal(
 NO_MATTER = frozenset(
     {"preset", "env", "suite", "seed", "episodes", "track", "log_every", "checkpoint_every"}
     | {"eval_every", "eval_episodes", "deterministic", *common.PLACES}
+    | {"online_steps", "test_images"}  # of vsml_clone
 )
 
 
@@ -130,7 +130,7 @@ class Method:
         return f"python -m baselines.{self.name.replace('-', '_')}"
 
 
-def command(method: Method, config: TrainConfig) -> str:
+def command(method: Method, config: common.RunConfig) -> str:
     """How to make a run like this: its preset, and every setting that differs from it.
 
     Without what may differ between the runs of one method: seed, places, what is shown.
@@ -150,7 +150,7 @@ def command(method: Method, config: TrainConfig) -> str:
     return " ".join(words)
 
 
-def build_model(method: Method, config: TrainConfig) -> SequenceModel:
+def build_model(method: Method, config: common.RunConfig) -> SequenceModel:
     """The model with the initial weights that ``config.seed`` names; torch's state is kept."""
     spec = find_spec(config.meta_train)
     with torch.random.fork_rng(devices=[]):

@@ -216,7 +216,7 @@ def _uniform(name: str, seed: int, shape: tuple[int, ...], bound: float) -> Tens
 
 def run(config: Config) -> None:
     """Evaluate, or sweep; see the module."""
-    env = config.env if config.suite is None else icl_bench.suite(config.suite).meta_train
+    env = config.meta_train
     spec = find_spec(env)
     learner = SGD(config, spec.num_features, spec.num_classes)
     entry = common.entry(

@@ -4,7 +4,6 @@ import dataclasses
 import math
 from typing import Any, Literal
 
-import icl_bench
 from baselines import common, optim
 from baselines.process import world_size
 from icl_bench.registration import find_spec
@@ -99,11 +98,6 @@ class TrainConfig(common.RunConfig):
     def variant(self) -> str | None:
         """Name of the entry where these settings make it another method than its program's."""
         return None
-
-    @property
-    def meta_train(self) -> str:
-        """The environment to meta-train on: the suite's, or ``env``."""
-        return self.env if self.suite is None else icl_bench.suite(self.suite).meta_train
 
     def repeat_share(self, step: int) -> float:
         """Share of repeated-points episodes at an outer step."""

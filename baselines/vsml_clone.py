@@ -44,7 +44,6 @@ as a learner's are small. Adam's rate falls to 0. The nets of the curriculum hav
 neurons and 4 outputs. The covariance of CMA-ES is diagonal. "32, 768" is taken as a batch of 768.
 """
 
-import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -53,9 +52,8 @@ import torch
 from torch import Tensor
 
 from baselines import cli, common, vsml_clone_es, vsml_clone_online, vsml_clone_train
-from baselines.sequence import Method
+from baselines.sequence import Method, build_model, command
 from baselines.vsml_clone_grid import Config, VSMLClone
-from icl_bench.registration import find_spec
 
 
 def paper() -> Config:
@@ -89,18 +87,10 @@ PRESETS = {"paper": paper, "gpu": gpu, "cpu": cpu}
 METHOD = Method("vsml-clone", "VSML (cloned backprop)", "Cloned backprop", VSMLClone, PRESETS)
 
 
-def build(config: Config) -> VSMLClone:
-    """The learner of episodes with the initial weights that ``config.seed`` names."""
-    spec = find_spec(config.meta_train)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.seed)
-        return VSMLClone(config, spec.num_features, spec.num_classes)
-
-
 def run(config: Config) -> None:
     """Clone (or go on), improve, learn images online, evaluate on episodes; see the module."""
     device = common.resolve_device(config.device)
-    model = build(config).to(device)
+    model = build_model(METHOD, config).to(device)
     if config.improve:
         vsml_clone_es.library()
     # What needs data comes first: without them no folder is made.
@@ -120,7 +110,7 @@ def run(config: Config) -> None:
         name=METHOD.name,
         title=METHOD.title,
         inductive_bias=METHOD.inductive_bias,
-        code=command(config),
+        code=command(METHOD, config),
         parameters=sum(p.numel() for p in model.cell.parameters()),
         state_size=model.state_size(100),
         external_data=f"training images of {config.online[0]}" if used else "none",
@@ -141,25 +131,6 @@ def run(config: Config) -> None:
         vsml_clone_online.measure(config, model.cell, sets, folder)
         common.evaluate_run(folder, model, envs)
 
-
-def command(config: Config) -> str:
-    """How to make a run like this: its preset, and the settings of the method that differ."""
-    preset = PRESETS[config.preset]()
-    words = [METHOD.program, f"--preset {config.preset}", f"--env {config.meta_train}"]
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.name in SHOWN_ONLY | common.PLACES or value == getattr(preset, field.name):
-            continue
-        shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        words.append(f"--{field.name.replace('_', '-')} {shown}")
-    return " ".join(words)
-
-
-# Settings that do not make it another learner of episodes.
-SHOWN_ONLY = frozenset(
-    {"preset", "env", "suite", "seed", "episodes", "log_every", "checkpoint_every"}
-    | {"online_steps", "test_images"}
-)
 
 if __name__ == "__main__":
     sys.exit(cli.main(run, PRESETS, METHOD.program, __doc__ or ""))

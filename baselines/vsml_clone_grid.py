@@ -12,7 +12,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-import icl_bench
 from baselines import common
 from baselines.sequence import SequenceModel, truncated_normal
 from icl_bench.data.images import dataset
@@ -106,11 +105,6 @@ class Config(common.RunConfig):
         for name in self.online:
             synthetic = dataset(name).source == "synthetic"
             common.require(not synthetic, "online", name, "a data set of images")
-
-    @property
-    def meta_train(self) -> str:
-        """The environment whose sizes the learner has: the suite's, or ``env``."""
-        return self.env if self.suite is None else icl_bench.suite(self.suite).meta_train
 
 
 class Cell(nn.Module):

@@ -132,7 +132,7 @@ def test_fresh_episodes_are_of_other_tasks_than_the_frozen_ones(monkeypatch):
         ({"baseline": "os"}, "'os' is none of gpicl"),
         ({"baseline": ["gpicl"]}, "is none of gpicl"),
         ({"config": {"breadth": 3}}, "settings differ in breadth"),
-        ({"width": 10**9}, "the tensors are not those of its settings"),
+        ({"width": 10**7}, "the tensors are not those of its settings"),
         ({"layers": 10**6}, "layers above 256"),
         ({"width": 32}, "the tensors are not those of its settings"),
         ({"width": -1}, "--width must be"),
