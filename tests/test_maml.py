@@ -2,12 +2,16 @@
 
 import importlib
 import itertools
+import os
 import re
+import signal
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
@@ -360,3 +364,41 @@ def test_gradients_of_numpy_size():
         values = weight.detach().numpy() * np.sqrt(fan_in)
         assert np.abs(values).max() <= 1
         assert abs(values.std() - 1 / np.sqrt(3)) < 0.05
+
+
+@pytest.mark.parametrize("arguments", [("--learn-rates",), ("--algorithm", "reptile")])
+def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(arguments, tmp_path, monkeypatch):
+    small = ("--suite", "digits-v0", "--episodes", "32", "--eval-every", "0", "--steps", "6")
+    given = [*TINY, *QUICK, *small, *arguments]
+
+    def run(*more: str) -> int:
+        return cli.main(
+            lambda config: train.run(config, maml.METHOD),
+            maml.PRESETS,
+            maml.METHOD.program,
+            "About.",
+            list(more),
+        )
+
+    def weights(folder: Path) -> dict[str, bytes]:
+        (path,) = folder.glob("*/learner.safetensors")
+        return {name: v.numpy().tobytes() for name, v in load_file(path).items()}
+
+    assert run(*given, "--runs", str(tmp_path / "whole")) == 0
+    calls, objective = [], maml.MAML.objective
+
+    def interrupted(self: maml.MAML, losses: Tensor) -> Tensor:
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return objective(self, losses)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(maml.MAML, "objective", interrupted)
+        assert run(*given, "--runs", str(tmp_path / "stopped")) == 130
+    assert len(calls) == 3
+    (path,) = (tmp_path / "stopped").iterdir()
+    assert run("--resume", str(path)) == 0
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
+    name = "meta-sgd" if "--learn-rates" in arguments else "reptile"
+    assert f"__{name}__" in path.name
