@@ -22,7 +22,7 @@ import time
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import save_file
@@ -52,6 +52,8 @@ from icl_bench.tasks.sampler import EPISODES_PER_TASK
 class RunConfig:
     """Settings of every baseline."""
 
+    remedy: ClassVar[str] = "A smaller --lr, --clip 1 or --precision fp32"
+    """What may help where numbers are not finite."""
     preset: str = "paper"
     """Named defaults; every other flag changes one of them."""
     env: str = "MNIST-Proj-v0"

@@ -16,10 +16,11 @@ the classic one: every ``refresh`` steps the initial weights are adapted anew, b
 steps on the mean loss of all examples so far (the support); the examples until the next refresh
 are the queries.
 
-Differs from the paper: it does not say whether the inner update is plain SGD or the Adam of the
-row "SGD". Ours: Adam, 1e-3, as that row; ``--inner-optimizer sgd`` is the other reading. Adam's ε
-is inside the root, where second derivatives stay finite. Outer learning rate and steps are not
-stated either.
+Differs from the papers: Li et al. 2017 and Nichol et al. 2018 have plain descent as update and, for
+Reptile, as outer step; ours have what ``--inner-optimizer`` and ``--optimizer`` say. GPICL does not
+say whether the inner update is plain SGD or the Adam of the row "SGD". Ours: Adam, 1e-3, as that
+row; ``--inner-optimizer sgd`` is the other reading. Adam's ε is inside the root, where second
+derivatives stay finite. Outer learning rate and steps are not stated either.
 
 Gradients of updates are written out: ``torch.func`` cannot be used in the checkpoints that keep 100
 updates of 30,730 weights within memory.
@@ -28,7 +29,7 @@ updates of 30,730 weights within memory.
 import dataclasses
 import itertools
 import sys
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -47,6 +48,7 @@ Algorithm = Literal["maml", "fomaml", "reptile"]
 class Config(TrainConfig):
     """MAML, first-order MAML, Reptile and Meta-SGD."""
 
+    remedy: ClassVar[str] = "A smaller --inner-lr or --lr"
     preset: Literal["paper", "gpu", "cpu"] = "paper"
     """paper: as in Table 2. gpu: with unbounded tasks. cpu: 8×8 pixels."""
     compile: bool | None = False

@@ -109,8 +109,8 @@ def check_finite(
     newest = folder.path / checkpoint.NEWEST if folder else None
     where = f"; {newest} is from before it" if newest and newest.exists() else ""
     raise FloatingPointError(
-        f"{what} is not finite at step {step}{where}. A smaller --lr, --clip 1 or "
-        "--precision fp32 may help, in a new run"
+        f"{what} is not finite at step {step}{where}. "
+        f"{folder.config.remedy if folder else 'Another setting'} may help, in a new run"
     )
 
 

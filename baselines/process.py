@@ -74,8 +74,8 @@ def signals() -> Iterator[list[int]]:
 
 
 @contextlib.contextmanager
-def memory_advice(batch_size: int, accumulate: int) -> Iterator[None]:
-    """Say which settings need less memory where there is not enough."""
+def memory_advice(advice: str) -> Iterator[None]:
+    """Where there is not enough memory, raise MemoryError with what needs less."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -84,8 +84,4 @@ def memory_advice(batch_size: int, accumulate: int) -> Iterator[None]:
         kinds = (torch.OutOfMemoryError, MemoryError)
         if not isinstance(error, kinds) and not any(word in str(error) for word in words):
             raise
-        raise MemoryError(
-            f"out of memory with --batch-size {batch_size} and --accumulate "
-            f"{accumulate}: start again with a larger --accumulate, which computes a batch "
-            "in more parts, or with a smaller --batch-size"
-        ) from error
+        raise MemoryError(f"out of memory {advice}") from error

@@ -128,7 +128,12 @@ def train(
             checkpoint.save(folder.path, state)
 
     bar = tqdm(total=config.steps, initial=first, unit="step", disable=None if folder else True)
-    with signals() as stop, memory_advice(config.batch_size, config.accumulate), bar:
+    advice = (
+        f"with --batch-size {config.batch_size} and --accumulate {config.accumulate}: start again "
+        "with a larger --accumulate, which computes a batch in more parts, or with a smaller "
+        "--batch-size"
+    )
+    with signals() as stop, memory_advice(advice), bar:
         for step in range(first, config.steps):
             model.train()
             model.outer_step = step
@@ -176,7 +181,8 @@ def train(
                     update_norm=moves,
                 )
                 logged, logged_step = now, step + 1
-                bar.set_postfix(loss=f"{mean:.3f}", last=f"{at_last:.3f}", refresh=False)
+                lost = {"diverged": f"{diverged:.1%}"} if diverged else {}
+                bar.set_postfix(loss=f"{mean:.3f}", last=f"{at_last:.3f}", **lost, refresh=False)
             bar.update()
             if monitors and ((step + 1) % config.eval_every == 0 or step + 1 == config.steps):
                 now = time.monotonic()
@@ -271,7 +277,7 @@ def _backward(
         model.first_episode += len(part)
         (model.objective(losses) / parts).backward()
         losses = losses.detach()
-        diverged = losses.mean(dim=1) > DIVERGED * math.log(batch.num_classes)
+        diverged = ~(losses.mean(dim=1) <= DIVERGED * math.log(batch.num_classes))  # or NaN
         shares = [losses.mean(), losses[:, 0].mean(), losses[:, -1].mean(), diverged.float().mean()]
         total[:4] += torch.stack(shares) / parts
     if world_size() > 1:

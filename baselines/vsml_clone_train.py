@@ -177,7 +177,8 @@ def clone(config: Config, cell: Cell, pixels: Pixels, folder: common.RunFolder) 
             )
 
     bar = tqdm(total=config.steps, initial=first, desc="cloning", unit="step", disable=None)
-    with process.signals() as stop, bar:
+    advice = f"with --batch-size {config.batch_size}: start again with a smaller one"
+    with process.signals() as stop, process.memory_advice(advice), bar:
         for step in range(first, config.steps):
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * optim.rate_factor(step, config.steps, 100, "cosine")

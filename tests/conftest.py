@@ -35,6 +35,14 @@ def real_data() -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def same_weights() -> None:
+    """Models that a test builds begin with the same weights in every run."""
+    import torch
+
+    torch.default_generator.manual_seed(0)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def private_cache(tmp_path_factory: pytest.TempPathFactory):
     """Keep the user's cache out of the tests; views that tests build are shared by the session."""
