@@ -344,6 +344,15 @@ def test_averaged_copies_of_backpropagation_are_minibatch_sgd(digits, deep):
         torch.testing.assert_close(m[:, 0] * SCALE, w.detach(), atol=1e-4, rtol=1e-4)
 
 
+def test_nothing_is_learned_before_the_first_label():
+    net = Backprop(config(hidden=4, micro_ticks=1), A, C)
+    state = net.begin(2)
+    after, _ = net.learn(torch.zeros(2, C), state)
+    assert all(torch.equal(a, b) for a, b in zip(after, state[0], strict=True))
+    after, _ = net.learn(torch.eye(C)[:2], state)
+    assert not all(torch.equal(a, b) for a, b in zip(after, state[0], strict=True))
+
+
 def test_backpropagation_learns_digits_and_testing_changes_nothing(digits):
     net = learner(Backprop, config(hidden=4, micro_ticks=1), Cell(4, 1), digits, deep=False)
     for _, state in live(net, digits, 32, 60, "test"):
@@ -624,6 +633,24 @@ def test_cma_es_improves_online_learning(tmp_path, digits):
     assert line["before"] == at_first
     net = learner(VSMLClone, settings, cell, digits, deep=False)
     assert vsml_clone_es.fitness(net, digits, settings, "check") == line["after"]
+
+
+def test_cma_es_keeps_the_clone_where_it_found_nothing_better(tmp_path, digits, monkeypatch):
+    pytest.importorskip("cmaes")
+    settings = config(hidden=2, micro_ticks=1, copies=2, improve=2, improve_steps=2)
+    cell = random_cell(2, 1)
+    folder = common.RunFolder(tmp_path, settings, common.JsonlLog(tmp_path / "log"), CPU)
+    before = {name: value.clone() for name, value in cell.state_dict().items()}
+    checks = iter([1.0, 2.0])  # of the clone, and of what was found
+    fitness = vsml_clone_es.fitness
+
+    def worse(*args) -> float:
+        return next(checks) if args[-1] == "check" else fitness(*args)
+
+    monkeypatch.setattr(vsml_clone_es, "fitness", worse)
+    vsml_clone_es.improve(settings, cell, digits, folder, 0.0)
+    assert all(torch.equal(v, before[name]) for name, v in cell.state_dict().items())
+    assert next(checks, None) is None
 
 
 def test_fitness_of_a_learner_that_diverges_is_a_number(digits):
