@@ -67,7 +67,7 @@ def gpu() -> Config:
 
 
 def cpu() -> Config:
-    """8×8 pixels: about ten minutes on a CPU.
+    """8×8 pixels: twelve minutes on one thread.
 
     With Adam (1e-2, hidden size 128) five minutes left chance on Random only, not on MNIST.
     """

@@ -32,7 +32,8 @@ MONITOR_FROM = 2**24
 def monitors(config: TrainConfig, device: torch.device) -> dict[str, icl_bench.EpisodeBatch]:
     """Batches that training curves are measured on: val, seen, unseen, other data sets unseen."""
     found = {}
-    tasks = {"num_tasks": config.num_tasks, "bias": config.bias, "seed": config.seed}
+    names = ("num_tasks", "bias", "single_task", "seed")
+    tasks = {name: getattr(config, name) for name in names}
     wanted: list[tuple[str, str, dict[str, Any]]] = [
         ("val", config.meta_train, {"split": "val"}),
         ("seen", config.meta_train, {"split": "seen"} | tasks),
