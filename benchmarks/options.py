@@ -9,7 +9,6 @@ medians of alternating steps, and the largest difference between the scores of t
 """
 
 import argparse
-import dataclasses
 import json
 import platform
 import random
@@ -22,6 +21,7 @@ from measure import milliseconds
 from torch import nn
 
 from icl_bench.data.torchvision_compat import import_torchvision
+from icl_bench.episodes import TextExample
 from icl_bench.evaluation.options import score_options
 from icl_bench.tasks import prompts
 
@@ -29,15 +29,6 @@ QUERIES, DEMONSTRATIONS = 50, 16
 VIEWS: tuple[prompts.View, ...] = ("direct", "channel")
 OPTIONS = ("negative", "neutral", "positive", "both of them")
 WORDS = ("the", "film", "was", "long", "and", "actors", "never", "better", "than", "this")
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """An example of the measured task."""
-
-    input: str
-    output: str
-    options: tuple[str, ...] = OPTIONS
 
 
 def build() -> nn.Module:
@@ -57,7 +48,7 @@ def make_prompts(view: prompts.View) -> list[prompts.Prompt]:
     """Demonstrations of 35 to 60 bytes each, so that nothing is cut."""
     rng = random.Random(0)
     examples = [
-        Example(" ".join(rng.choices(WORDS, k=rng.randint(5, 8))), rng.choice(OPTIONS))
+        TextExample(" ".join(rng.choices(WORDS, k=rng.randint(5, 8))), rng.choice(OPTIONS))
         for _ in range(DEMONSTRATIONS + QUERIES)
     ]
     prompt_format = prompts.PromptFormat(view)

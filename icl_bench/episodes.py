@@ -64,3 +64,47 @@ class EpisodeBatch:
 
     def __len__(self) -> int:
         return self.y.shape[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class TextExample:
+    """One example of a text task.
+
+    Attributes:
+        input: The given text; may be empty.
+        output: The right answer.
+        options: The candidate answers; none in a free-form task.
+    """
+
+    input: str
+    output: str
+    options: tuple[str, ...] = ()
+
+    @property
+    def answer(self) -> int:
+        """Index of the right option, the first of equal ones.
+
+        Raises:
+            ValueError: If there is none, as in a free-form task.
+        """
+        return self.options.index(self.output)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextEpisode:
+    """A query of a text task after demonstrations of the same task.
+
+    Attributes:
+        task: Name of the task.
+        demonstrations: The k examples, in their order; the query is none of them.
+        query: What is asked; its output is for the scorer, never for a learner.
+        episode: Number of the episode in its stream; of a split that is walked through task by
+            task the number of the query in its task's file.
+        demo_seed: The draw of demonstrations; None where each episode has its own.
+    """
+
+    task: str
+    demonstrations: tuple[TextExample, ...]
+    query: TextExample
+    episode: int
+    demo_seed: int | None = None

@@ -18,6 +18,7 @@ import torch
 from conftest import ROOT
 from torch import Tensor, nn
 
+from icl_bench.episodes import TextExample
 from icl_bench.evaluation import options
 from icl_bench.evaluation.journal import ScoreJournal
 from icl_bench.evaluation.options import score_options
@@ -26,13 +27,6 @@ from icl_bench.tasks.prompts import Prompt, PromptFormat, byte_tokenizer
 
 EXACT = 1e-4  # what batches and caches may change by rounding
 MOODS = ("bad", "good", "rather good indeed", "bad")
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-    input: str
-    output: str
-    options: tuple[str, ...] = ()
 
 
 @torch.no_grad()
@@ -94,7 +88,7 @@ def make_prompts(
 ) -> list[Prompt]:
     rng = random.Random(num_demonstrations)
     examples = [
-        Example(sentence(rng, longest), rng.choice(moods), moods)
+        TextExample(sentence(rng, longest), rng.choice(moods), moods)
         for _ in range(num_demonstrations + num_queries)
     ]
     shown = prompts.encode_demonstrations(
@@ -269,8 +263,8 @@ def test_predictions_and_ties(gpt2: nn.Module) -> None:
 
 def test_calibrated_scores_by_hand(gpt2: nn.Module) -> None:
     shown = prompts.encode_demonstrations(PromptFormat(), byte_tokenizer, [])
-    query = Example("sun", "good", MOODS)
-    null = Example("N/A", "good", MOODS)
+    query = TextExample("sun", "good", MOODS)
+    null = TextExample("N/A", "good", MOODS)
     items = [
         prompts.option_prompt(PromptFormat(), byte_tokenizer, shown, q)
         for q in (query, null, prompts.null_query(query))
@@ -442,12 +436,12 @@ def test_smollm2(smollm2: tuple[nn.Module, prompts.Tokenizer], view: str) -> Non
     model, tokenize = smollm2
     moods = ("good", "bad", "rather good")
     texts = ("a film to remember", "a waste of two hours", "it works, most of the time")
-    examples = [Example(text, mood, moods) for text, mood in zip(texts, moods, strict=True)]
+    examples = [TextExample(text, mood, moods) for text, mood in zip(texts, moods, strict=True)]
     for limit in (1024, 24):
         prompt_format = PromptFormat(view, "spaces", total_limit=limit)
         shown = prompts.encode_demonstrations(prompt_format, tokenize, examples * 2)
         items = [
-            prompts.option_prompt(prompt_format, tokenize, shown, Example(text, "good", moods))
+            prompts.option_prompt(prompt_format, tokenize, shown, TextExample(text, "good", moods))
             for text in ("the best that I saw", "never again", "fine")
         ]
         assert any(prompt.cut(0) > 0 for prompt in items) == (limit == 24)

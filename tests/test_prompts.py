@@ -19,32 +19,25 @@ from pathlib import Path
 import pytest
 import torch
 
+from icl_bench.episodes import TextExample
 from icl_bench.tasks import prompts
 from icl_bench.tasks.prompts import PromptFormat, byte_tokenizer
 
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-    input: str
-    output: str
-    options: tuple[str, ...] = ()
-
-
 MOOD = ("negative", "positive")
-GOOD = Example("good film", "positive", MOOD)
-BAD = Example("bad film", "negative", MOOD)
-COLOR = Example("What color?", "red", ("red", "dark red"))
-FREE = Example("What color?", "red")
-FREE_GOOD = Example("good film", "positive")
-EMPTY = Example("", "positive", MOOD)
-LONG = Example("a" + " a" * 299, "positive", MOOD)  # 300 tokens of GPT-2, 599 bytes
+GOOD = TextExample("good film", "positive", MOOD)
+BAD = TextExample("bad film", "negative", MOOD)
+COLOR = TextExample("What color?", "red", ("red", "dark red"))
+FREE = TextExample("What color?", "red")
+FREE_GOOD = TextExample("good film", "positive")
+EMPTY = TextExample("", "positive", MOOD)
+LONG = TextExample("a" + " a" * 299, "positive", MOOD)  # 300 tokens of GPT-2, 599 bytes
 
 DIRECT, CHANNEL = PromptFormat("direct"), PromptFormat("channel")
 RAW_DIRECT, RAW_CHANNEL = PromptFormat("direct", "spaces"), PromptFormat("channel", "spaces")
 
 # Context and scored part of each candidate, as GPT-2's ids and as text; "" of what is the same.
 Row = tuple[list[int], list[int], str, str]
-Case = tuple[PromptFormat, list[Example], Example, bool, list[Row]]
+Case = tuple[PromptFormat, list[TextExample], TextExample, bool, list[Row]]
 
 TWO = [11274, 2646, 198, 24561, 628, 198, 14774, 2646, 198, 31591]
 TWO_TEXT = "good film\npositive\n\n\nbad film\nnegative"
@@ -357,7 +350,7 @@ def test_long_inputs_are_cut_on_the_right_by_hand(gpt2: Callable[[str], list[int
 
 def test_the_longest_option_cuts_for_all_by_hand(gpt2: Callable[[str], list[int]]) -> None:
     """At test by the longest option, in training by the output alone."""
-    query = Example(LONG.input, "red", ("red", "dark red"))
+    query = TextExample(LONG.input, "red", ("red", "dark red"))
     found = build((DIRECT, [], query, False, [None] * 2), gpt2)
     assert found[0][0] == (64, *[257] * 250, 198, 445)
     assert found[1][0] == (64, *[257] * 250, 198, 21953, 2266)
@@ -369,7 +362,7 @@ def test_bytes_of_over_long_prompts_by_hand() -> None:
     """Limits of 20 and 44 bytes: min(20·k, 44)."""
     limits = {"example_limit": 20, "total_limit": 44}
     # 18 bytes: "\nnegative" takes 9, the input 9, so "good film" just fits and "bad films!" not.
-    bad = Example("bad films!", "positive", MOOD)
+    bad = TextExample("bad films!", "positive", MOOD)
     found = build((DIRECT, [], bad, False, [None] * 2), byte_tokenizer, **limits)
     assert found[0] == expected(list(b"bad films"), list(b"\nnegative"))
     # k = 2, 40 bytes: "\n\n\ngood f" + "\npositive" is 18, the second demonstration the same.
@@ -386,7 +379,7 @@ def test_bytes_of_over_long_prompts_by_hand() -> None:
 
 def test_only_the_front_of_the_context_is_cut() -> None:
     """Options of several lengths lose different numbers of tokens; scored parts none."""
-    query = Example("what", "x", ("x", "x" * 30))
+    query = TextExample("what", "x", ("x", "x" * 30))
     demonstrations = prompts.encode_demonstrations(DIRECT, byte_tokenizer, [LONG] * 4)
     prompt = prompts.option_prompt(
         dataclasses.replace(DIRECT, total_limit=900), byte_tokenizer, demonstrations, query
@@ -428,7 +421,7 @@ def test_prompts_that_cannot_be_scored_are_refused() -> None:
     none = prompts.encode_demonstrations(DIRECT, byte_tokenizer, [])
     with pytest.raises(ValueError, match="free-form example has no options"):
         prompts.option_prompt(DIRECT, byte_tokenizer, none, FREE)
-    long = Example("what", "x" * 256, ("x" * 256, "y"))
+    long = TextExample("what", "x" * 256, ("x" * 256, "y"))
     with pytest.raises(
         ValueError, match="has 257 tokens, and must have at least 1 and at most 256"
     ):

@@ -11,9 +11,10 @@ import pytest
 
 from icl_bench.data import textmini
 from icl_bench.data.text import DEMO_SEEDS, load_text, text_setting, text_task
-from icl_bench.data.text_files import TextExample, check_example
+from icl_bench.data.text_files import check_example
 from icl_bench.data.textmini import TASKS, examples
 from icl_bench.data.textmini_rules import Draw
+from icl_bench.episodes import TextExample
 
 # Raise textmini.VERSION when this changes.
 GOLDEN = "cb9d72e4119454d9c29e1f9b06369518748518da1607b217ef5aff1066d0d2d7"

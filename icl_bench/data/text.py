@@ -31,9 +31,9 @@ from icl_bench.data.text_catalog import text_setting as text_setting
 from icl_bench.data.text_catalog import text_settings as text_settings
 from icl_bench.data.text_catalog import text_task as text_task
 from icl_bench.data.text_catalog import text_tasks as text_tasks
-from icl_bench.data.text_files import TextExample as TextExample
 from icl_bench.data.text_files import TextKind, check_example, example_of, read_draws, read_examples
 from icl_bench.data.text_files import from_dataset as from_dataset
+from icl_bench.episodes import TextExample as TextExample
 
 TextSplit = Literal["meta-train", "train", "dev", "test"]
 PathLike = str | os.PathLike[str]

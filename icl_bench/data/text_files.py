@@ -4,7 +4,6 @@ Everything that comes in passes ``check_example``; an error names the file and t
 number of the row. Files are read as text and parsed as JSON: nothing in them is executed.
 """
 
-import dataclasses
 import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from icl_bench.data.images import DataError
+from icl_bench.episodes import TextExample
 
 TextKind: TypeAlias = Literal["classification", "multi-choice", "free-form"]
 
@@ -21,21 +21,6 @@ TextKind: TypeAlias = Literal["classification", "multi-choice", "free-form"]
 MAX_BYTES = 2**28
 # Classification by the original's config, but without options in its files.
 WITHOUT_OPTIONS = ("unifiedqa:boolq",)
-
-
-@dataclasses.dataclass(frozen=True)
-class TextExample:
-    """One example of a text task.
-
-    Attributes:
-        input: The given text; may be empty.
-        output: The right answer.
-        options: The candidate answers; none in a free-form task.
-    """
-
-    input: str
-    output: str
-    options: tuple[str, ...] = ()
 
 
 def check_example(

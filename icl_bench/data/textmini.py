@@ -21,8 +21,9 @@ from typing import Literal
 import numpy as np
 
 from icl_bench.data import textmini_rules as rules
-from icl_bench.data.text_files import TextExample, TextKind
+from icl_bench.data.text_files import TextKind
 from icl_bench.data.textmini_rules import Build, Draw, Make
+from icl_bench.episodes import TextExample
 from icl_bench.tasks.counter import long_words, stream_key
 
 VERSION = 0  # raised when any example changes

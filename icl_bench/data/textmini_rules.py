@@ -6,7 +6,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from icl_bench.data.text_files import TextExample
+from icl_bench.episodes import TextExample
 
 _TRIES = 8  # texts drawn until one fits the label, else the draw is left out
 

@@ -27,11 +27,13 @@ can share them. Source: Min et al. 2022, "MetaICL", and its public code.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+
+from icl_bench.episodes import TextExample
 
 EXAMPLE_LIMIT = 256  # Min et al. 2022, their code: tokens of an example
 RESERVED = 2  # of them left free, once for the tokens that began and ended a text
@@ -41,26 +43,6 @@ NULL_INPUT = "N/A"  # what stands for no input in calibrated scores
 View: TypeAlias = Literal["direct", "channel"]
 Ids: TypeAlias = tuple[int, ...]
 Tokenizer: TypeAlias = Callable[[str], list[int]]
-
-
-@runtime_checkable
-class TextExample(Protocol):
-    """An example of a text task."""
-
-    @property
-    def input(self) -> str:
-        """The text that is given."""
-        ...
-
-    @property
-    def output(self) -> str:
-        """The right answer."""
-        ...
-
-    @property
-    def options(self) -> tuple[str, ...]:
-        """The candidate answers; none in a free-form task."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,16 +173,9 @@ def training_prompt(
     return _prompt(prompt_format, tokenize, demonstrations, query, (query.output,))
 
 
-@dataclasses.dataclass(frozen=True)
-class _NullExample:
-    output: str
-    options: tuple[str, ...]
-    input: str = NULL_INPUT
-
-
 def null_query(query: TextExample) -> TextExample:
     """The query with ``N/A`` for its input: its options' scores are subtracted to calibrate."""
-    return _NullExample(query.output, query.options)
+    return dataclasses.replace(query, input=NULL_INPUT)
 
 
 @dataclasses.dataclass(frozen=True)
