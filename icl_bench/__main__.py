@@ -10,6 +10,7 @@ from icl_bench import __version__
 from icl_bench.episodes import SPLITS
 from icl_bench.leaderboard.cli import add_command, add_parsers
 from icl_bench.leaderboard.evaluate import add_evaluate
+from icl_bench.registration import TextEnvSpec
 
 DESCRIPTION = """\
 icl_bench: a benchmark suite for in-context learning and meta-learning.
@@ -81,13 +82,16 @@ def _parser() -> argparse.ArgumentParser:
         commands,
         "sample",
         _sample,
-        "Draw an episode: images as they were and as projected.",
+        "Draw an episode: images as they were and as projected, or a text prompt.",
         """\
   icl-bench sample Digits-Proj8-v0 --out episode.png
+  icl-bench sample TextMini-ICL-v0
   icl-bench sample MNIST-Proj-v0 --split unseen --episode 16 --steps 40 --out episode.png""",
     )
     sample.add_argument("id", metavar="ID")
-    sample.add_argument("--out", type=Path, required=True, help="picture to write, .png")
+    sample.add_argument(
+        "--out", type=Path, help="picture to write, .png; a text is printed without it"
+    )
     sample.add_argument("--split", default="train", choices=SPLITS, help="(%(default)s)")
     sample.add_argument("--episode", type=int, default=0, help="episode id (%(default)s)")
     sample.add_argument("--steps", type=int, default=40, help="examples to draw (%(default)s)")
@@ -126,16 +130,30 @@ def _parser() -> argparse.ArgumentParser:
 def _list(args: argparse.Namespace) -> int:
     from tabulate import tabulate
 
-    from icl_bench import registry
-    from icl_bench.catalog import SUITES
+    from icl_bench.catalog import SUITES, TEXT_SUITES
+    from icl_bench.data.text import coverage, text_setting
+    from icl_bench.registration import EnvSpec, registry
 
+    specs = list(registry.values())
     rows = [
         (s.id, s.num_features, s.num_classes, s.episode_length, _at_hand(s.base, args.data_dir))
-        for s in registry.values()
+        for s in specs
+        if isinstance(s, EnvSpec)
     ]
     print(tabulate(rows, headers=("environment", "D", "C", "T", "data")))
     print()
+    by_setting: dict[str, list[str]] = {}
+    for s in specs:
+        if not isinstance(s, EnvSpec):
+            by_setting.setdefault(s.setting, []).append(s.id)
+    texts = [
+        (" ".join(ids), text_setting(setting).title, str(coverage(setting, args.data_dir)))
+        for setting, ids in by_setting.items()
+    ]
+    print(tabulate(texts, headers=("text environments", "", "data")))
+    print()
     suites = [(s.name, s.title, len(s.envs)) for s in SUITES]
+    suites += [(s.name, s.title, len(s.envs)) for s in TEXT_SUITES]
     print(tabulate(suites, headers=("suite", "", "environments")))
     return 0
 
@@ -157,9 +175,11 @@ def _at_hand(base: str, data_dir: str | None) -> str:
 def _show(args: argparse.Namespace) -> int:
     from icl_bench.data.images import dataset
     from icl_bench.evaluation.protocol import evaluation_fingerprint
-    from icl_bench.registration import cross, find_spec, view_of
+    from icl_bench.registration import EnvSpec, cross, find_any_spec, view_of
 
-    spec = find_spec(args.id)
+    spec = find_any_spec(args.id)
+    if not isinstance(spec, EnvSpec):
+        return _show_text(spec)
     row, view = dataset(spec.base), view_of(spec)
     counts = ", ".join(f"{n:,} {split}" for split, n in row.counts.items()) or "made from keys"
     colour = "colour" if view.channels == 3 else "grey"
@@ -188,12 +208,61 @@ def _show(args: argparse.Namespace) -> int:
     return 0
 
 
+def _show_text(spec: TextEnvSpec) -> int:
+    from textwrap import fill
+
+    from icl_bench.data.text import DEMO_SEEDS, NUM_DEMOS, coverage, text_setting, text_task
+    from icl_bench.evaluation.text_protocol import text_fingerprint
+
+    setting = text_setting(spec.setting)
+    order = {
+        "direct": "input, then output; the output is scored",
+        "channel": "output, then input; the input is scored",
+    }[spec.prompt_view]
+
+    def listed(tasks: Sequence[str]) -> str:
+        margin = " " * 16
+        text = fill(
+            ", ".join(tasks),
+            98,
+            initial_indent=margin,
+            subsequent_indent=margin,
+            break_on_hyphens=False,
+        )
+        return text[len(margin) :]
+
+    kinds = sorted({text_task(task).kind for task in setting.test})
+    dropped = f"{', '.join(setting.dropped)} (on both sides in the original)"
+    print(f"""{spec.id}
+  Description   {setting.title}
+  View          {spec.prompt_view}: {order}
+  Observation   prompt ({NUM_DEMOS} demonstrations), query, options
+  Action        index of an option, or the options' log-likelihoods
+  Reward        1 if right, else 0; for log-likelihoods the log-probability of the right option
+  Splits        train, val: {len(setting.train)} tasks; unseen: {len(setting.test)} test tasks
+  Test tasks    {listed(setting.test)}
+  New domains   {listed(setting.unseen_domain) or "-"}
+  Train tasks   {listed(setting.train)}
+  Dropped       {dropped if setting.dropped else "-"}
+  Metric        macro-F1 of classification, accuracy of multi-choice tasks ({", ".join(kinds)}):
+                mean and worst over the demonstrations of seeds {", ".join(map(str, DEMO_SEEDS))}
+  At hand       {coverage(setting.name)}
+  Fingerprint   {text_fingerprint(spec.id)}
+  History       {" ".join(spec.history)}""")
+    return 0
+
+
 def _sample(args: argparse.Namespace) -> int:
     from PIL import Image
 
     from icl_bench import make
     from icl_bench.data.cache import atomic_path
+    from icl_bench.registration import EnvSpec, find_any_spec
 
+    if not isinstance(find_any_spec(args.id), EnvSpec):
+        return _sample_text(args)
+    if args.out is None:
+        raise ValueError(f"{args.id} is drawn as a picture: give --out episode.png")
     if args.out.suffix.lower() != ".png":
         raise ValueError(f"--out must end in .png, not {args.out.name!r}")
     if not 0 <= args.episode < 2**63:
@@ -206,6 +275,22 @@ def _sample(args: argparse.Namespace) -> int:
     picture = env.unwrapped.vector.draw(0, steps=args.steps)  # type: ignore[attr-defined]
     with atomic_path(args.out) as path:
         Image.fromarray(picture).save(path)
+    print(args.out)
+    return 0
+
+
+def _sample_text(args: argparse.Namespace) -> int:
+    from icl_bench import make
+    from icl_bench.data.cache import atomic_path
+
+    env = make(args.id, split=args.split, data_dir=args.data_dir, render_mode="ansi")
+    _, info = env.reset(options={"episode_id": args.episode})
+    shown = f"{env.render()}\n\n{args.id} · {args.split} · {info['task']} · {info['metric']}"
+    if args.out is None:
+        print(shown)
+        return 0
+    with atomic_path(args.out) as path:
+        path.write_text(shown + "\n", encoding="utf-8")
     print(args.out)
     return 0
 
@@ -223,11 +308,12 @@ def _download(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from icl_bench import registry
     from icl_bench.data.images import MissingDataError
     from icl_bench.evaluation.verify import verify
+    from icl_bench.registration import EnvSpec, registry
 
-    by_base = {spec.base: spec.id for spec in registry.values()}  # the smallest view comes last
+    specs = [spec for spec in registry.values() if isinstance(spec, EnvSpec)]
+    by_base = {spec.base: spec.id for spec in specs}  # the smallest view comes last
     status = 0
     for env in args.ids or by_base.values():
         print(env)

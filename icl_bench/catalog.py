@@ -115,6 +115,33 @@ class Suite:
     meta_train_seeds: int = 3
 
 
+@dataclasses.dataclass(frozen=True)
+class TextSuite:
+    """A named, versioned tuple of text settings with its protocol.
+
+    Attributes:
+        name: For instance ``metaicl-v0``.
+        title: One line for people.
+        settings: Settings of the columns, in order; a learner is meta-trained on the train tasks
+            of a column and tested on its test tasks, in one of the two views.
+        demo_seeds: Draws of demonstrations; Min et al. 2022, §4.1.
+        num_demos: Demonstrations k of a prompt.
+        meta_train_seeds: Meta-training seeds asked for; the papers have one.
+    """
+
+    name: str
+    title: str
+    settings: tuple[str, ...]
+    demo_seeds: tuple[int, ...] = (100, 13, 21, 42, 87)
+    num_demos: int = 16
+    meta_train_seeds: int = 1
+
+    @property
+    def envs(self) -> tuple[str, ...]:
+        """Environment ids: every setting in the direct and in the channel view."""
+        return tuple(f"{setting}-{view}-v0" for setting in self.settings for view in TEXT_VIEWS)
+
+
 # 32×32×3 is the paper's size (Kirsch et al. 2022, §3.1); the smaller ones are for CPUs.
 VIEWS: Mapping[str, View] = MappingProxyType(
     {
@@ -278,5 +305,37 @@ SUITES: tuple[Suite, ...] = (
         "The embedded Digits data at 8×8 pixels: a first look without any download",
         "Digits-Proj8-v0",
         ("Digits-Proj8-v0", "Random-Proj8-v0"),
+    ),
+)
+
+# Text: views of a prompt (Min et al. 2022), settings (MetaICL's seven, the embedded one), suites.
+TEXT_VIEWS: Mapping[str, Literal["direct", "channel"]] = MappingProxyType(
+    {"ICL": "direct", "Channel": "channel"}
+)
+
+METAICL_SETTINGS = (
+    "HRtoLR",
+    "ClassToClass",
+    "NonClassToClass",
+    "QAtoQA",
+    "NonQAtoQA",
+    "NonNLItoNLI",
+    "NonParaToPara",
+)
+
+TEXT_ENVIRONMENTS: tuple[EnvRow, ...] = tuple(
+    EnvRow(setting, view) for setting in (*METAICL_SETTINGS, "TextMini") for view in TEXT_VIEWS
+)
+
+TEXT_SUITES: tuple[TextSuite, ...] = (
+    TextSuite(
+        "metaicl-v0",
+        "MetaICL: seven settings of 142 text tasks",
+        METAICL_SETTINGS,
+    ),
+    TextSuite(
+        "textmini-v0",
+        "The embedded small text tasks: a first look without any download",
+        ("TextMini",),
     ),
 )

@@ -96,13 +96,87 @@ def macro_f1(answer: Int[np.ndarray, " Q"], prediction: Int[np.ndarray, " Q"]) -
     return float(TaskPredictions("macro-f1", "macro-f1", answer, prediction[None]).values()[0])
 
 
+@dataclasses.dataclass(frozen=True)
+class Resampled:
+    """Mean and worst of a method over demonstration seeds, as found and in every replicate.
+
+    Those of methods that met the same queries come from the same draws, so they may be averaged
+    (meta-training seeds) and subtracted (comparisons).
+
+    Attributes:
+        values: Mean and worst of every task.
+        replicates: Mean and worst, averaged over the drawn tasks, of every replicate; no columns
+            where there are too few tasks for a bootstrap.
+    """
+
+    values: Float[np.ndarray, "2 K"]
+    replicates: Float[np.ndarray, "2 R"]
+
+    def __sub__(self, other: "Resampled") -> "Resampled":
+        return Resampled(self.values - other.values, self.replicates - other.replicates)
+
+    def summary(self) -> Summary:
+        """Mean and worst, averaged over tasks, with 95 % intervals.
+
+        Raises:
+            ValueError: If there are fewer than two tasks.
+        """
+        num_tasks = self.values.shape[1]
+        found = []
+        for row, resampled in zip(self.values, self.replicates, strict=True):
+            if not resampled.size:
+                found.append(task_interval(row, np.arange(num_tasks)))
+                continue
+            tail = expanded_tail(num_tasks)
+            low, high = np.quantile(resampled, [tail, 1 - tail])
+            mean = float(row.mean())
+            found.append(Interval(mean, min(float(low), mean), max(float(high), mean)))
+        return Summary(*found)
+
+
+def average(methods: Sequence[Resampled]) -> Resampled:
+    """The mean of several, for instance of one method's meta-training seeds.
+
+    Raises:
+        ValueError: If there are none, or they are not of the same tasks.
+    """
+    values = np.stack([method.values for method in methods])
+    replicates = np.stack([method.replicates for method in methods])
+    return Resampled(values.mean(axis=0), replicates.mean(axis=0))
+
+
+def resample(methods: Sequence[Sequence[TaskPredictions]]) -> list[Resampled]:
+    """Resample methods that met the same queries; the numbers of demonstration seeds may differ.
+
+    Each block of weights is made once for all methods, which is most of the work.
+
+    Raises:
+        ValueError: If tasks or answers differ, or there are none.
+    """
+    for method in methods[1:]:
+        _check_same(methods[0], method)
+    joined = [
+        dataclasses.replace(tasks[0], prediction=np.concatenate([t.prediction for t in tasks]))
+        for tasks in zip(*methods, strict=True)
+    ]
+    if not joined:
+        raise ValueError("nothing to resample: no method, or no task")
+    ends = np.cumsum([len(method[0].prediction) for method in methods])
+    values = [np.split(task.values(), ends[:-1]) for task in joined]
+    replicates = _replicates(joined, ends)
+    return [
+        Resampled(np.array([[v[m].mean() for v in values], [v[m].min() for v in values]]), rows)
+        for m, rows in enumerate(replicates)
+    ]
+
+
 def summarise(tasks: Sequence[TaskPredictions]) -> Summary:
     """Mean and worst over demonstration seeds, averaged over tasks, with 95 % intervals.
 
     Raises:
         ValueError: If there are fewer than two tasks.
     """
-    return Summary(*_intervals(_statistics(tasks), _replicates(tasks)))
+    return resample([tasks])[0].summary()
 
 
 def difference(a: Sequence[TaskPredictions], b: Sequence[TaskPredictions]) -> Summary:
@@ -111,45 +185,35 @@ def difference(a: Sequence[TaskPredictions], b: Sequence[TaskPredictions]) -> Su
     Raises:
         ValueError: If there are fewer than two tasks, or tasks or answers differ.
     """
+    first, second = resample([a, b])
+    return (first - second).summary()
+
+
+def _check_same(a: Sequence[TaskPredictions], b: Sequence[TaskPredictions]) -> None:
+    """Raise unless two methods answered the same queries of the same tasks."""
     names = [task.task for task in a], [task.task for task in b]
     if names[0] != names[1]:
         raise ValueError(f"tasks differ: {names[0]} and {names[1]}")
     for one, other in zip(a, b, strict=True):
         if one.metric != other.metric or not np.array_equal(one.answer, other.answer):
             raise ValueError(f"{one.task}: the metrics or the right answers differ")
-    values = _statistics(a) - _statistics(b)
-    return Summary(*_intervals(values, _replicates(a) - _replicates(b)))
 
 
-def _intervals(
-    values: Float[np.ndarray, "2 K"], replicates: Float[np.ndarray, "2 R"]
-) -> list[Interval]:
-    """Intervals of mean and worst from their values per task and their replicates."""
-    num_tasks = values.shape[1]
-    tail = expanded_tail(num_tasks)
-    found = []
-    for row, resampled in zip(values, replicates, strict=True):
-        if tail < float(num_tasks) ** -num_tasks:  # too few for a bootstrap, see statistics
-            found.append(task_interval(row, np.arange(num_tasks)))
-            continue
-        low, high = np.quantile(resampled, [tail, 1 - tail])
-        mean = float(row.mean())
-        found.append(Interval(mean, min(float(low), mean), max(float(high), mean)))
-    return found
+def _replicates(
+    tasks: Sequence[TaskPredictions], ends: Int[np.ndarray, " M"]
+) -> Float[np.ndarray, "M 2 R"]:
+    """Mean and worst, averaged over the drawn tasks, of every method and replicate.
 
-
-def _statistics(tasks: Sequence[TaskPredictions]) -> Float[np.ndarray, "2 K"]:
-    """Mean and worst over the seeds of every task."""
-    values = [task.values() for task in tasks]
-    return np.array([[v.mean() for v in values], [v.min() for v in values]])
-
-
-def _replicates(tasks: Sequence[TaskPredictions]) -> Float[np.ndarray, "2 R"]:
-    """Mean and worst, averaged over the drawn tasks, of every replicate."""
-    num_tasks = len(tasks)
+    Args:
+        tasks: Predictions of all methods, one after the other.
+        ends: The row after the last one of each method.
+    """
+    num_tasks, num_methods = len(tasks), len(ends)
+    if num_tasks < 2 or expanded_tail(num_tasks) < float(num_tasks) ** -num_tasks:
+        return np.empty((num_methods, 2, 0))  # too few for a bootstrap, see statistics
     rows = np.arange(NUM_REPLICATES)
     drawn = bounded(long_words(stream_key("text tasks", num_tasks), rows, num_tasks), num_tasks)
-    values = np.empty((2, NUM_REPLICATES * num_tasks))
+    values = np.empty((num_methods, 2, NUM_REPLICATES * num_tasks))
     for k, task in enumerate(tasks):
         places = np.flatnonzero(drawn.ravel() == k)
         size = len(task.answer)
@@ -159,9 +223,10 @@ def _replicates(tasks: Sequence[TaskPredictions]) -> Float[np.ndarray, "2 R"]:
             queries = bounded(long_words(key, block, size), size)
             cells = queries + np.arange(len(block))[:, None] * size
             weights = np.bincount(cells.ravel(), minlength=cells.size).reshape(cells.shape)
-            found = _values(task, weights.astype(np.float64))
-            values[:, block] = found.mean(axis=1), found.min(axis=1)
-    averaged: np.ndarray = values.reshape(2, NUM_REPLICATES, num_tasks).mean(axis=2)
+            found = np.split(_values(task, weights.astype(np.float64)), ends[:-1], axis=1)
+            for m, of_seeds in enumerate(found):
+                values[m][:, block] = of_seeds.mean(axis=1), of_seeds.min(axis=1)
+    averaged: np.ndarray = values.reshape(num_methods, 2, NUM_REPLICATES, num_tasks).mean(axis=3)
     return averaged
 
 

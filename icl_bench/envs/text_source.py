@@ -1,0 +1,345 @@
+"""TextSource: the episodes of a text environment, pure by id and as a stream.
+
+Splits:
+
+    train    all that may be meta-trained on of the setting's train tasks, but for val; every
+             example is as likely as any other, so tasks are met in proportion to their size
+    val      every twentieth example of the train tasks, by a key; demonstrations are those of train
+    unseen   the queries of the test tasks, one after the other, after fixed demonstrations
+
+*Differs from the original*: there each training example has one fixed draw of demonstrations and
+there is no val; here both are drawn by the episode's key.
+Source: Min et al. 2022, "MetaICL: Learning to Learn In Context".
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+from jaxtyping import Int
+
+from icl_bench.data import text
+from icl_bench.data.images import DataError, MissingDataError
+from icl_bench.envs.source import check_ids
+from icl_bench.envs.text_labels import Labels, relabelled
+from icl_bench.episodes import TextEpisode, TextExample
+from icl_bench.registration import find_text_spec
+from icl_bench.tasks.counter import bounded, long_words, stream_key
+
+TextEnvSplit: TypeAlias = Literal["train", "val", "unseen"]
+Domain: TypeAlias = Literal["all", "new"]
+
+VAL_EVERY = 20
+# Integers of an episode beyond those of query and demonstrations: for examples that are passed
+# over because their input is the query's.
+_SPARE = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class TextArgs:
+    """Arguments of ``icl_bench.make`` that change numbers; see its documentation.
+
+    Raises:
+        TypeError: If one has the wrong type.
+        ValueError: If one is out of range, naming what there is.
+    """
+
+    split: TextEnvSplit = "train"
+    domain: Domain = "all"
+    k: int = text.NUM_DEMOS
+    demo_seed: int = text.DEMO_SEEDS[0]
+    labels: Labels = "true"
+    fraction: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        choices: dict[str, tuple[str, ...]] = {
+            "split": get_args(TextEnvSplit),
+            "domain": get_args(Domain),
+            "labels": get_args(Labels),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                more = " (seen tasks have no test files of their own)" * (str(self.split) == "seen")
+                raise ValueError(
+                    f"{name} must be {' or '.join(known)}, not {getattr(self, name)!r}{more}"
+                )
+        for name in ("k", "demo_seed", "seed"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer):
+                raise TypeError(f"{name} must be a whole number, not {value!r}")
+        if self.k < 0 or not 0 <= self.demo_seed < 2**32 or not -(2**63) <= self.seed < 2**63:
+            raise ValueError(
+                f"k must be 0 or more ({self.k}), demo_seed in [0, 2^32) ({self.demo_seed}) and "
+                f"seed in 64 bits ({self.seed})"
+            )
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"fraction must be in (0, 1], not {self.fraction}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pool:
+    """Examples of a train task.
+
+    Attributes:
+        examples: All of them.
+        train: Places of those that train shows.
+        query: Places of those that are asked: the same, or in the split val the others.
+    """
+
+    examples: Sequence[TextExample]
+    train: Int[np.ndarray, " N"]
+    query: Int[np.ndarray, " Q"]
+
+
+class TextSource:
+    """The episodes of one text environment and split.
+
+    Args:
+        env_id: Environment id.
+        args: Arguments of ``make`` that change numbers.
+        data_dir: Data folder that is looked in first.
+
+    Attributes:
+        tasks: Names of the split's tasks that are at hand, in the setting's order.
+        coverage: What is at hand of the setting.
+
+    Raises:
+        ValueError: For an unknown id, or labels to rename where no task has any.
+        FileNotFoundError: If none of the tasks is at hand, with the way out.
+        DataError: If a file is damaged, naming the line, or a task has too few examples.
+    """
+
+    def __init__(
+        self,
+        env_id: str,
+        args: TextArgs,
+        *,
+        data_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.spec = find_text_spec(env_id)
+        self.args = args
+        self.setting = text.text_setting(self.spec.setting)
+        self.view = self.spec.prompt_view
+        self.coverage = text.coverage(self.setting.name, data_dir)
+        self.next_episode = 0
+        self._data_dir = data_dir
+        side = self._side()
+        missing = self.coverage.missing_test
+        missing = missing if args.split == "unseen" else self.coverage.missing_train
+        self.tasks = tuple(task for task in side if task not in missing)
+        if side and not self.tasks:
+            self._load(side[0], "test" if args.split == "unseen" else "meta-train")  # says how
+        if not self.tasks:
+            raise ValueError(
+                f"{env_id} has no tasks with labels to rename: labels must be 'true'"
+                if args.labels != "true"
+                else f"{env_id} has no test tasks of unseen domains: domain must be 'all'"
+            )
+
+    def _side(self) -> tuple[str, ...]:
+        """The split's tasks by the catalog, at hand or not."""
+        setting = self.setting
+        if self.args.split != "unseen":
+            side = setting.train
+        else:
+            side = setting.test if self.args.domain == "all" else setting.unseen_domain
+        if self.args.labels == "true":
+            return side
+        return tuple(task for task in side if text.text_task(task).kind == "classification")
+
+    def _load(self, task: str, split: text.TextSplit, **draw: int) -> tuple[TextExample, ...]:
+        return text.load_text(task, split, data_dir=self._data_dir, **draw)
+
+    # Episodes by id
+
+    def episodes(self, ids: Any) -> list[TextEpisode]:
+        """The episodes with these ids; the same for every batch size, order and process.
+
+        Raises:
+            ValueError: If ids are no whole numbers from 0 on; of the split unseen, if there is no
+                such query.
+        """
+        return [self._episode(int(k)) for k in check_ids(ids)]
+
+    def _episode(self, k: int) -> TextEpisode:
+        if self.args.split == "unseen":
+            ends = self._ends
+            if k >= ends[-1]:
+                raise ValueError(f"there is no query {k}: the test tasks have {ends[-1]}")
+            place = int(np.searchsorted(ends, k, side="right"))
+            index = k - (int(ends[place - 1]) if place else 0)
+            return self._unseen(self.tasks[place], self.args.demo_seed, self.args.k)[index]
+        ends, demos = self._ends, self.args.k
+        key = stream_key("text episode", self.args.split, self.args.seed)
+        integers = iter(long_words(key, np.array([k]), 1 + demos + _SPARE)[0])
+        index = int(bounded(np.array([next(integers)]), int(ends[-1]))[0])
+        place = int(np.searchsorted(ends, index, side="right"))
+        task = self.tasks[place]
+        pool = self._pool(task)
+        index = int(pool.query[index - (int(ends[place - 1]) if place else 0)])
+        query = pool.examples[index]
+        shown = (
+            [
+                pool.examples[i]
+                for i in _draw(pool.train, integers)
+                if i != index and pool.examples[i].input != query.input
+            ][:demos]
+            if demos
+            else []
+        )
+        if len(shown) < demos:
+            raise DataError(
+                f"{task} has too few examples unlike the query for k={demos}: take a smaller k"
+            )
+        return self._twin(TextEpisode(task, tuple(shown), query, k), k)
+
+    def take(self, count: int) -> Int[np.ndarray, " B"]:
+        """Ids of the next ``count`` episodes; the split unseen begins anew after its last query."""
+        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
+            raise ValueError(f"the number of episodes must be an integer above 0, not {count!r}")
+        ids = np.arange(self.next_episode, self.next_episode + int(count))
+        self.next_episode += int(count)
+        return ids % self.num_queries if self.args.split == "unseen" else ids
+
+    def reseed(self, seed: int) -> None:
+        """Go to episode 0 of another stream; the split unseen has one."""
+        self.args = dataclasses.replace(self.args, seed=seed)
+        self.next_episode = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the stream stands: resuming is one integer."""
+        return {"seed": self.args.seed, "next_episode": self.next_episode}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on where ``state_dict`` was taken."""
+        seed, next_episode = int(state["seed"]), int(state["next_episode"])
+        if next_episode < 0:
+            raise ValueError(f"next_episode must not be negative: {next_episode}")
+        self.reseed(seed)
+        self.next_episode = next_episode
+
+    # The test side, task by task
+
+    @property
+    def num_queries(self) -> int:
+        """Number of examples that are asked: queries of the test tasks, or training examples."""
+        return int(self._ends[-1])
+
+    def queries(
+        self, task: str, demo_seed: int | None = None, k: int | None = None
+    ) -> list[TextEpisode]:
+        """Every query of a test task after the demonstrations of a seed.
+
+        Args:
+            task: One of ``tasks``.
+            demo_seed: Draw of demonstrations; that of the environment by default.
+            k: Number of demonstrations; that of the environment by default.
+
+        Raises:
+            ValueError: If the split is not unseen or there is no such task.
+        """
+        if self.args.split != "unseen" or task not in self.tasks:
+            raise ValueError(
+                f"{self.spec.id}, split {self.args.split}, has no queries of {task!r}; test tasks "
+                f"at hand: {', '.join(self.tasks) if self.args.split == 'unseen' else 'none'}"
+            )
+        seed = self.args.demo_seed if demo_seed is None else demo_seed
+        return list(self._unseen(task, seed, self.args.k if k is None else k))
+
+    def checksum(self, task: str) -> str:
+        """SHA-256 of a test task's queries and of its draws of demonstrations, as canonical JSON.
+
+        Two evaluations of a task compare if it is the same.
+        """
+        draws = [self._load(task, "train", k=text.NUM_DEMOS, seed=seed) for seed in text.DEMO_SEEDS]
+        parts = [self._load(task, "test"), *draws]
+        content = [[[e.input, e.output, list(e.options)] for e in part] for part in parts]
+        canonical = json.dumps(content, ensure_ascii=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019 - as long as the source lives
+    def _unseen(self, task: str, seed: int, k: int) -> tuple[TextEpisode, ...]:
+        shown = self._load(task, "train", k=k, seed=seed) if k else ()
+        return tuple(
+            self._twin(TextEpisode(task, shown, query, i, seed), seed)
+            for i, query in enumerate(self._load(task, "test"))
+        )
+
+    # Train tasks
+
+    @functools.cached_property
+    def _ends(self) -> Int[np.ndarray, " K"]:
+        """Running sums of the tasks' numbers of queries."""
+        if self.args.split == "unseen":
+            return np.cumsum([len(self._load(task, "test")) for task in self.tasks])
+        return np.cumsum([len(self._pool(task).query) for task in self.tasks])
+
+    @functools.cache  # noqa: B019 - as long as the source lives
+    def _pool(self, task: str) -> _Pool:
+        examples = self._load(task, "meta-train")
+        n = len(examples)
+        places = np.arange(n)
+        marks = long_words(stream_key("text val", task), places, 1)[:, 0]
+        is_val = bounded(marks, VAL_EVERY) == 0
+        train = self._part(task, examples, places[~is_val])
+        if len(train) <= self.args.k:
+            raise DataError(
+                f"{task} has {len(train)} examples to meta-train on, too few for k={self.args.k} "
+                "demonstrations and a query: take a smaller k, or leave the task out"
+            )
+        return _Pool(examples, train, places[is_val] if self.args.split == "val" else train)
+
+    def _part(
+        self, task: str, examples: Sequence[TextExample], places: Int[np.ndarray, " N"]
+    ) -> Int[np.ndarray, " M"]:
+        """``fraction`` of the examples with each label; k + 1 at the least, so that one can ask."""
+        if self.args.fraction == 1:
+            return places
+        marks = long_words(stream_key("text fraction", task), places, 1)[:, 0]
+        order = places[np.argsort(marks, kind="stable")]
+        strata: dict[str, list[int]] = {}
+        classes = text.text_task(task).kind == "classification"
+        for place in order.tolist():
+            strata.setdefault(examples[place].output if classes else "", []).append(place)
+        kept = [
+            place
+            for stratum in strata.values()
+            for place in stratum[: max(1, round(self.args.fraction * len(stratum)))]
+        ]
+        chosen = set(kept)
+        more = [place for place in order.tolist() if place not in chosen]
+        return np.sort(np.array(kept + more[: max(0, self.args.k + 1 - len(kept))]))
+
+    def _twin(self, episode: TextEpisode, draw: int) -> TextEpisode:
+        return relabelled(episode, self.args.labels, draw)
+
+
+def _draw(places: Int[np.ndarray, " N"], integers: Iterator[Any]) -> Iterator[int]:
+    """Places in random order, one for each integer: the first steps of a Fisher–Yates shuffle."""
+    moved: dict[int, int] = {}
+    for i, integer in zip(range(len(places)), integers, strict=False):
+        j = i + int(bounded(np.array([integer]), len(places) - i)[0])
+        yield int(places[moved.get(j, j)])
+        moved[j] = moved.get(i, i)
+
+
+def text_args(**given: Any) -> TextArgs:
+    """Arguments of ``make`` as the user gave them, checked.
+
+    Raises:
+        TypeError: For an unknown argument or one of the wrong type.
+        ValueError: For one that is out of range.
+    """
+    names = [field.name for field in dataclasses.fields(TextArgs)]
+    if unknown := sorted(set(given) - set(names)):
+        raise TypeError(f"unknown argument {', '.join(unknown)}: there are {', '.join(names)}")
+    return TextArgs(**given)
+
+
+__all__ = ["MissingDataError", "TextArgs", "TextSource", "text_args"]
