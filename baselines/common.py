@@ -14,13 +14,11 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import platform
 import subprocess
 import sys
-import time
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,6 +26,7 @@ import torch
 from safetensors.torch import save_file
 
 import icl_bench
+from baselines.jsonl_log import JsonlLog as JsonlLog
 from baselines.process import terminated_as_interrupted, world_size
 from icl_bench.data.cache import atomic_path
 from icl_bench.data.images import MissingDataError
@@ -49,8 +48,8 @@ from icl_bench.tasks.sampler import EPISODES_PER_TASK
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig:
-    """Settings of every baseline."""
+class BaseConfig:
+    """Settings of every baseline, of vectors and of text."""
 
     remedy: ClassVar[str] = "A smaller --lr, --clip 1 or --precision fp32"
     """What may help where numbers are not finite."""
@@ -58,12 +57,8 @@ class RunConfig:
     """Named defaults; every other flag changes one of them."""
     env: str = "MNIST-Proj-v0"
     """Environment to meta-train on (where the method does); evaluated with its relatives."""
-    suite: str | None = None
-    """Take the environments of this suite instead, to meta-train and to evaluate on."""
     seed: int = 0
     """Meta-training seed."""
-    episodes: int = 256
-    """Frozen episodes per environment: 256 (ranked), or 1024 for the larger hand-in."""
     device: str = "auto"
     """auto (a GPU where there is one), cpu, cuda or cuda:N."""
     data_dir: str | None = None
@@ -79,10 +74,33 @@ class RunConfig:
         Raises:
             ValueError: Naming the flag, its value and what it may be.
         """
+        require(self.seed >= 0, "seed", self.seed, "0 or more")
+        resolve_device(self.device)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Environments to evaluate on, and what decides the numbers of their evaluation."""
+        raise NotImplementedError
+
+    def evaluated_suite(self) -> str | None:
+        """The suite that the run is evaluated for; None if for none."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig(BaseConfig):
+    """Settings of every baseline on vectors."""
+
+    suite: str | None = None
+    """Take the environments of this suite instead, to meta-train and to evaluate on."""
+    episodes: int = 256
+    """Frozen episodes per environment: 256 (ranked), or 1024 for the larger hand-in."""
+
+    def check(self) -> None:
+        """Check the values; ``cli.main`` does so."""
+        super().check()
         find_spec(self.env)
         if self.suite is not None:
             icl_bench.suite(self.suite)
-        require(self.seed >= 0, "seed", self.seed, "0 or more")
         whole_tasks = self.episodes % EPISODES_PER_TASK == 0
         require(
             whole_tasks and 2 * EPISODES_PER_TASK <= self.episodes <= EXTENDED_EPISODES,
@@ -91,7 +109,14 @@ class RunConfig:
             f"a multiple of {EPISODES_PER_TASK} from {2 * EPISODES_PER_TASK} to "
             f"{EXTENDED_EPISODES}",
         )
-        resolve_device(self.device)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Environments to evaluate on, and what decides the numbers of their evaluation."""
+        return {env: evaluation_fingerprint(env) for env in self.envs}
+
+    def evaluated_suite(self) -> str | None:
+        """The suite that the run is evaluated for; None if for none."""
+        return self.suite
 
     @property
     def meta_train(self) -> str:
@@ -113,7 +138,7 @@ class RunConfig:
 # Settings that say where a run is computed, not what: they may change when it is resumed.
 PLACES = frozenset({"resume", "runs", "data_dir", "device"})
 
-Config = typing.TypeVar("Config", bound=RunConfig)
+Config = typing.TypeVar("Config", bound=BaseConfig)
 
 
 def portable(config: Config) -> Config:
@@ -144,7 +169,7 @@ def resolve_device(name: str) -> torch.device:
     return check_device(name)
 
 
-def config_to_json(config: RunConfig) -> str:
+def config_to_json(config: BaseConfig) -> str:
     """Settings as JSON.
 
     Raises:
@@ -172,58 +197,6 @@ def config_from_json(kind: type[Config], text: str) -> Config:
     return kind(**lists)
 
 
-class JsonlLog:
-    """``metrics.jsonl``: one JSON object per line, on disk as soon as it is written.
-
-    Every line has ``event`` and ``wall_s``, the seconds since this process opened the run.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._start = time.monotonic()
-
-    def write(self, event: str, **values: Any) -> None:
-        """Append one line.
-
-        Raises:
-            ValueError: If a number is not finite.
-        """
-        line = {"event": event, "wall_s": round(time.monotonic() - self._start, 3)} | values
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-    def read(self) -> list[dict[str, Any]]:
-        """All lines but one that a kill cut short.
-
-        Raises:
-            ValueError: If a line is damaged, naming the file and the line.
-        """
-        if not self.path.exists():
-            return []
-        text = self.path.read_bytes()
-        lines = []
-        for number, line in enumerate(text[: text.rfind(b"\n") + 1].splitlines(), 1):
-            try:
-                lines.append(json.loads(line))
-                lines[-1]["event"]
-            except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(
-                    f"{self.path}, line {number} is damaged: remove it, or start a new run"
-                ) from error
-        return lines
-
-    def cut(self, keep: Callable[[dict[str, Any]], bool]) -> None:
-        """Keep some lines of a run that goes on: not those that it will write again.
-
-        A line that a kill cut short goes too.
-        """
-        lines = [line for line in self.read() if keep(line)]
-        with atomic_path(self.path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
     """An open run.
@@ -236,13 +209,13 @@ class RunFolder:
     """
 
     path: Path
-    config: RunConfig
+    config: BaseConfig
     log: JsonlLog
     device: torch.device
 
 
 @contextlib.contextmanager
-def open_run(config: RunConfig, entry: EntryInfo, program: str) -> Iterator[RunFolder]:
+def open_run(config: BaseConfig, entry: EntryInfo, program: str) -> Iterator[RunFolder]:
     """Make the run folder, or open the one to resume; an interrupt says how to go on.
 
     Writes ``config.json`` and ``meta.json``, and an event ``open`` to the log; of a resumed run,
@@ -258,7 +231,8 @@ def open_run(config: RunConfig, entry: EntryInfo, program: str) -> Iterator[RunF
         ValueError: If the run to resume is about environments of another version.
     """
     if config.resume is None:
-        path = new_run_folder(config.runs, config.suite or config.env, entry.name, config.seed)
+        place = getattr(config, "suite", None) or config.env
+        path = new_run_folder(config.runs, place, entry.name, config.seed)
         with atomic_path(path / "config.json") as temporary:
             temporary.write_text(config_to_json(config))
     else:
@@ -275,7 +249,7 @@ def open_run(config: RunConfig, entry: EntryInfo, program: str) -> Iterator[RunF
 
 def _write_meta(run: RunFolder, entry: EntryInfo) -> None:
     old = read_meta(run.path) if (run.path / "meta.json").exists() else None
-    fingerprints = {env: evaluation_fingerprint(env) for env in run.config.envs}
+    fingerprints = run.config.fingerprints()
     if old is not None and old.get("fingerprints") != fingerprints:
         raise ValueError(
             f"{run.path} was begun with environments of another version: start a new run"
@@ -286,7 +260,7 @@ def _write_meta(run: RunFolder, entry: EntryInfo) -> None:
         "threads": torch.get_num_threads(),
         "processes": world_size(),
     }
-    write_meta(run.path, entry, run.config.suite, fingerprints, **more)
+    write_meta(run.path, entry, run.config.evaluated_suite(), fingerprints, **more)
     run.log.cut(lambda _: True)
     run.log.write("open", resumed=run.config.resume is not None, **more)
     new = read_meta(run.path)
@@ -319,7 +293,7 @@ def envs_at_hand(config: RunConfig) -> tuple[str, ...]:
     return tuple(found)
 
 
-def entry(config: RunConfig, **fields: Any) -> EntryInfo:
+def entry(config: BaseConfig, **fields: Any) -> EntryInfo:
     """What the run folder says about a method, filled up for one that meta-trains nothing."""
     device = resolve_device(config.device)
     gpu = device.type == "cuda"
@@ -338,7 +312,7 @@ def entry(config: RunConfig, **fields: Any) -> EntryInfo:
 
 
 def save_learner(
-    path: Path, tensors: Mapping[str, torch.Tensor], baseline: str, config: RunConfig
+    path: Path, tensors: Mapping[str, torch.Tensor], baseline: str, config: BaseConfig
 ) -> None:
     """Write weights, with the baseline's name and settings in the header; atomic."""
     # One key: safetensors writes several in any order.

@@ -14,10 +14,9 @@ from icl_bench.tasks.prompts import (
     PromptFormat,
     Tokenizer,
     byte_tokenizer,
-    encode_demonstrations,
     hugging_face_tokenizer,
     pad,
-    training_prompt,
+    training_sequence,
 )
 
 # Characters of a text, and options of a query: no task of MetaICL comes near.
@@ -124,9 +123,14 @@ class TextEnv(gymnasium.Env[Any, Any]):
         if options:
             raise ValueError(f"unknown options of reset: {', '.join(map(str, options))}")
         super().reset(seed=seed)
-        if seed is not None:
-            self.source.reseed(int(seed))
-        (self._episode,) = self.source.episodes(self.source.take(1) if ids is None else ids)
+        before = self.source.state_dict()
+        try:
+            if seed is not None:
+                self.source.reseed(int(seed))
+            (self._episode,) = self.source.episodes(self.source.take(1) if ids is None else ids)
+        except (ValueError, OSError):  # a refused call changes nothing
+            self.source.load_state_dict(before)
+            raise
         self._over, self._chosen = False, None
         return self._observation(), self._info(self._episode)
 
@@ -228,12 +232,7 @@ def prompt_batch(
     prompt_format: PromptFormat, tokenize: Tokenizer, episodes: Sequence[TextEpisode]
 ) -> PromptBatch:
     """Padded training prompts of these episodes: ids, attention mask and loss mask."""
-    sequences = []
-    for episode in episodes:
-        demonstrations = encode_demonstrations(prompt_format, tokenize, episode.demonstrations)
-        prompt = training_prompt(prompt_format, tokenize, demonstrations, episode.query)
-        sequences.append(prompt.sequence())
-    return pad(sequences)
+    return pad([training_sequence(prompt_format, tokenize, episode) for episode in episodes])
 
 
 def prompt_text(prompt_format: PromptFormat, episode: TextEpisode) -> str:

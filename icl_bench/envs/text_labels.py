@@ -34,7 +34,7 @@ def relabelled(episode: TextEpisode, labels: Labels, draw: int) -> TextEpisode:
     """
     if labels == "true" or not episode.query.options:
         return episode
-    names = renaming(episode.task, tuple(sorted(episode.query.options)), labels, draw)
+    names = renaming(episode.task, tuple(sorted(set(episode.query.options))), labels, draw)
     return dataclasses.replace(
         episode,
         demonstrations=tuple(_rename(example, names) for example in episode.demonstrations),

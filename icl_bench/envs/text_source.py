@@ -15,6 +15,7 @@ Source: Min et al. 2022, "MetaICL: Learning to Learn In Context".
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from jaxtyping import Int
 
 from icl_bench.data import text
 from icl_bench.data.images import DataError, MissingDataError
+from icl_bench.data.text_files import WITHOUT_OPTIONS
 from icl_bench.envs.source import check_ids
 from icl_bench.envs.text_labels import Labels, relabelled
 from icl_bench.episodes import TextEpisode, TextExample
@@ -73,6 +75,9 @@ class TextArgs:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | np.integer):
                 raise TypeError(f"{name} must be a whole number, not {value!r}")
+            object.__setattr__(self, name, int(value))  # not NumPy's, which names no stream
+        if isinstance(self.fraction, bool) or not isinstance(self.fraction, int | float):
+            raise TypeError(f"fraction must be a number, not {self.fraction!r}")
         if self.k < 0 or not 0 <= self.demo_seed < 2**32 or not -(2**63) <= self.seed < 2**63:
             raise ValueError(
                 f"k must be 0 or more ({self.k}), demo_seed in [0, 2^32) ({self.demo_seed}) and "
@@ -129,12 +134,17 @@ class TextSource:
         self.coverage = text.coverage(self.setting.name, data_dir)
         self.next_episode = 0
         self._data_dir = data_dir
+        # As long as the source lives: caches of the class would keep every source.
+        self._pool = functools.cache(self._make_pool)
+        self._unseen = functools.lru_cache(maxsize=8)(self._make_unseen)
         side = self._side()
         missing = self.coverage.missing_test
         missing = missing if args.split == "unseen" else self.coverage.missing_train
         self.tasks = tuple(task for task in side if task not in missing)
         if side and not self.tasks:
             self._load(side[0], "test" if args.split == "unseen" else "meta-train")  # says how
+            for seed in text.DEMO_SEEDS:  # its queries are there
+                self._load(side[0], "train", k=text.NUM_DEMOS, seed=seed)
         if not self.tasks:
             raise ValueError(
                 f"{env_id} has no tasks with labels to rename: labels must be 'true'"
@@ -151,7 +161,11 @@ class TextSource:
             side = setting.test if self.args.domain == "all" else setting.unseen_domain
         if self.args.labels == "true":
             return side
-        return tuple(task for task in side if text.text_task(task).kind == "classification")
+        return tuple(
+            task
+            for task in side
+            if text.text_task(task).kind == "classification" and task not in WITHOUT_OPTIONS
+        )
 
     def _load(self, task: str, split: text.TextSplit, **draw: int) -> tuple[TextExample, ...]:
         return text.load_text(task, split, data_dir=self._data_dir, **draw)
@@ -184,20 +198,17 @@ class TextSource:
         pool = self._pool(task)
         index = int(pool.query[index - (int(ends[place - 1]) if place else 0)])
         query = pool.examples[index]
-        shown = (
-            [
-                pool.examples[i]
-                for i in _draw(pool.train, integers)
-                if i != index and pool.examples[i].input != query.input
-            ][:demos]
-            if demos
-            else []
+        others = (
+            pool.examples[i]
+            for i in _draw(pool.train, integers)
+            if i != index and pool.examples[i].input != query.input
         )
+        shown = tuple(itertools.islice(others, demos))
         if len(shown) < demos:
             raise DataError(
                 f"{task} has too few examples unlike the query for k={demos}: take a smaller k"
             )
-        return self._twin(TextEpisode(task, tuple(shown), query, k), k)
+        return relabelled(TextEpisode(task, shown, query, k), self.args.labels, k)
 
     def take(self, count: int) -> Int[np.ndarray, " B"]:
         """Ids of the next ``count`` episodes; the split unseen begins anew after its last query."""
@@ -263,11 +274,11 @@ class TextSource:
         canonical = json.dumps(content, ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
-    @functools.lru_cache(maxsize=8)  # noqa: B019 - as long as the source lives
-    def _unseen(self, task: str, seed: int, k: int) -> tuple[TextEpisode, ...]:
+    def _make_unseen(self, task: str, seed: int, k: int) -> tuple[TextEpisode, ...]:
         shown = self._load(task, "train", k=k, seed=seed) if k else ()
+        # One renaming for all seeds, so that a query's right option is the same for all.
         return tuple(
-            self._twin(TextEpisode(task, shown, query, i, seed), seed)
+            relabelled(TextEpisode(task, shown, query, i, seed), self.args.labels, 0)
             for i, query in enumerate(self._load(task, "test"))
         )
 
@@ -278,10 +289,12 @@ class TextSource:
         """Running sums of the tasks' numbers of queries."""
         if self.args.split == "unseen":
             return np.cumsum([len(self._load(task, "test")) for task in self.tasks])
-        return np.cumsum([len(self._pool(task).query) for task in self.tasks])
+        ends = np.cumsum([len(self._pool(task).query) for task in self.tasks])
+        if ends[-1] == 0:
+            raise DataError(f"{self.spec.id}: its train tasks are too small for a split val")
+        return ends
 
-    @functools.cache  # noqa: B019 - as long as the source lives
-    def _pool(self, task: str) -> _Pool:
+    def _make_pool(self, task: str) -> _Pool:
         examples = self._load(task, "meta-train")
         n = len(examples)
         places = np.arange(n)
@@ -315,9 +328,6 @@ class TextSource:
         chosen = set(kept)
         more = [place for place in order.tolist() if place not in chosen]
         return np.sort(np.array(kept + more[: max(0, self.args.k + 1 - len(kept))]))
-
-    def _twin(self, episode: TextEpisode, draw: int) -> TextEpisode:
-        return relabelled(episode, self.args.labels, draw)
 
 
 def _draw(places: Int[np.ndarray, " N"], integers: Iterator[Any]) -> Iterator[int]:

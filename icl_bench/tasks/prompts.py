@@ -33,7 +33,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from icl_bench.episodes import TextExample
+from icl_bench.episodes import TextEpisode, TextExample
 
 EXAMPLE_LIMIT = 256  # Min et al. 2022, their code: tokens of an example
 RESERVED = 2  # of them left free, once for the tokens that began and ended a text
@@ -43,6 +43,7 @@ NULL_INPUT = "N/A"  # what stands for no input in calibrated scores
 View: TypeAlias = Literal["direct", "channel"]
 Ids: TypeAlias = tuple[int, ...]
 Tokenizer: TypeAlias = Callable[[str], list[int]]
+TrainOn: TypeAlias = Literal["query", "demonstrations", "all"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +88,12 @@ class Demonstrations:
     Attributes:
         ids: Token ids, before anything is cut from their front.
         count: Number of demonstrations k.
+        following: 1 on the ids of their following fields, 0 on all else.
     """
 
     ids: Ids
     count: int
+    following: Ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,12 +136,15 @@ def encode_demonstrations(
 ) -> Demonstrations:
     """Token ids of the demonstrations, in their order."""
     ids: list[int] = []
+    following: list[int] = []
     for i, example in enumerate(examples):
         given, (answer,) = _fields(
             prompt_format, tokenize, example, (example.output,), first=i == 0
         )
-        ids += given + answer if prompt_format.view == "direct" else answer + given
-    return Demonstrations(tuple(ids), len(examples))
+        fields = (given, answer) if prompt_format.view == "direct" else (answer, given)
+        ids += fields[0] + fields[1]
+        following += [0] * len(fields[0]) + [1] * len(fields[1])
+    return Demonstrations(tuple(ids), len(examples), tuple(following))
 
 
 def option_prompt(
@@ -171,6 +177,35 @@ def training_prompt(
         ValueError: If the output leaves nothing to train on or no room.
     """
     return _prompt(prompt_format, tokenize, demonstrations, query, (query.output,))
+
+
+def training_sequence(
+    prompt_format: PromptFormat,
+    tokenize: Tokenizer,
+    episode: TextEpisode,
+    train_on: TrainOn = "query",
+) -> tuple[Ids, Ids]:
+    """Ids of an episode with its query's output, and their loss mask.
+
+    Args:
+        prompt_format: How examples become a prompt.
+        tokenize: Text to ids.
+        episode: Demonstrations and a query.
+        train_on: The mask is 1 on the query's scored part; on that of every demonstration, too
+            (``demonstrations``); or everywhere (``all``). Min et al. 2022 take the first.
+
+    Raises:
+        ValueError: As ``training_prompt``.
+    """
+    demonstrations = encode_demonstrations(prompt_format, tokenize, episode.demonstrations)
+    prompt = training_prompt(prompt_format, tokenize, demonstrations, episode.query)
+    ids, mask = prompt.sequence()
+    if train_on == "all":
+        return ids, (1,) * len(ids)
+    if train_on == "demonstrations":
+        shown = demonstrations.following[prompt.cut(0) :]
+        mask = shown + mask[len(shown) :]
+    return ids, mask
 
 
 def null_query(query: TextExample) -> TextExample:

@@ -1,0 +1,210 @@
+"""A run on text: its folder, training, evaluation. ``metaicl`` and ``maml_en_llm`` share it."""
+
+import contextlib
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+import icl_bench
+from baselines import common, monitor
+from baselines.language_model import (
+    LanguageModel,
+    PromptScorer,
+    load_language_model,
+    trained_state,
+)
+from baselines.meta_update import Update
+from baselines.process import processes, rank
+from baselines.text_config import TextConfig
+from baselines.text_train import Phase, meta_training, text_source, tiny_training, train
+from icl_bench.episodes import TextEpisode
+from icl_bench.evaluation.journal import ScoreJournal
+from icl_bench.evaluation.text_protocol import TextLearner
+from icl_bench.evaluation.text_result import TaskResult
+from icl_bench.leaderboard.runs import load_run, result_path
+from icl_bench.leaderboard.tables import board_from_runs
+from icl_bench.tasks.prompts import PromptFormat
+
+
+@dataclasses.dataclass(frozen=True)
+class TextMethod:
+    """What a program says about its method.
+
+    Attributes:
+        name: Of the entry, without the view.
+        title: For people, without the view and the model.
+        program: How it is run.
+        code: The same with what decides its numbers.
+        inductive_bias: For the leaderboard.
+        update: The update of meta-training; None where nothing is meta-trained.
+        second_order: Whether it takes gradients of gradients.
+        prompt_format: Of the prompts at test.
+        demonstrations: Whether they are shown at test.
+        calibrate: Whether scores are calibrated (PMI).
+        adapt: Makes of the scorer one that adapts to each task first; None = as it is.
+    """
+
+    name: str
+    title: str
+    program: str
+    code: str
+    inductive_bias: str
+    update: Callable[[LanguageModel], Update] | None
+    prompt_format: PromptFormat
+    second_order: bool = False
+    demonstrations: bool = True
+    calibrate: bool = False
+    adapt: Callable[[LanguageModel, PromptScorer], TextLearner] | None = None
+
+
+def run(config: TextConfig, method: TextMethod) -> None:
+    """Train (or go on), then evaluate; see ``common`` for what is written."""
+    monitor.check_tracker(config)
+    with processes(common.resolve_device(config.device), config.deterministic) as device:
+        lm = load_language_model(
+            config.model,
+            device=device,
+            second_order=method.second_order,
+            gradient_checkpointing=config.gradient_checkpointing,
+            lora_rank=config.lora_rank,
+            seed=config.seed,
+        )
+        _check_limits(config, lm)
+        test = text_source(config, split="unseen", domain=config.domain, labels=config.labels)
+        if others := sorted({*config.tasks} - {*test.tasks}):
+            raise ValueError(
+                f"--tasks: {config.env} has no test tasks {', '.join(others)} at hand; there are "
+                f"{', '.join(test.tasks)}"
+            )
+        phases: list[Phase] = []
+        if config.trains_tiny:
+            phases.append(tiny_training(config, lm))
+        if method.update is not None and config.steps:
+            phases.append(meta_training(config, lm, method.update(lm), method.name))
+        entry = _entry(config, method, lm, trained=bool(phases))
+        if rank() > 0:
+            train(config, lm, phases, None)
+            return
+        print(f"{config.env}: {test.coverage}")
+        with (
+            common.open_run(config, entry, method.program) as opened,
+            monitor.tracked(config, opened) as folder,
+        ):
+            hours = train(config, lm, phases, folder)
+            common.add_gpu_hours(folder, entry, hours)
+            if phases:
+                path = folder.path / "learner.safetensors"
+                state = {name: t.contiguous() for name, t in trained_state(lm).items()}
+                common.save_learner(path, state, method.name, config)
+            evaluate(config, method, lm, folder)
+
+
+def uses_bf16(config: TextConfig, lm: LanguageModel) -> bool:
+    """Whether training computes in bfloat16."""
+    gpu = next(lm.model.parameters()).device.type == "cuda"
+    return config.precision == "bf16" or (config.precision == "auto" and gpu)
+
+
+def _check_limits(config: TextConfig, lm: LanguageModel) -> None:
+    common.require(
+        config.total_limit <= lm.context,
+        "total_limit",
+        config.total_limit,
+        f"at most {lm.context}, the most tokens that {lm.name} reads",
+    )
+
+
+def _entry(config: TextConfig, method: TextMethod, lm: LanguageModel, *, trained: bool) -> Any:
+    channel = method.prompt_format.view == "channel"
+    sizes = [p.numel() for p in lm.model.parameters() if p.requires_grad]
+    return common.entry(
+        config,
+        name=f"channel-{method.name}" if channel else method.name,
+        title=f"{'Channel ' * channel}{method.title} ({lm.name.rpartition('/')[2]})",
+        inductive_bias=method.inductive_bias,
+        code=method.code,
+        meta_train=config.env if trained else None,
+        meta_train_kwargs=config.meta_train_kwargs() if trained else {},
+        parameters=sum(sizes) if trained else 0,
+        state_size=None,
+        external_data=lm.external_data,
+        deterministic=not trained,
+    )
+
+
+def evaluate(
+    config: TextConfig, method: TextMethod, lm: LanguageModel, folder: common.RunFolder
+) -> None:
+    """Evaluate on the test tasks; what is done already is kept, query by query."""
+    path = result_path(folder.path, config.env, "unseen")
+    if not path.is_file():
+        folder.log.cut(lambda line: line["event"] != "task")
+        weights = hashlib.sha256()
+        for name, tensor in trained_state(lm).items():
+            weights.update(name.encode())
+            weights.update(tensor.detach().cpu().contiguous().view(-1).numpy().tobytes())
+        settings = {
+            "model": dict(lm.identity),
+            "weights": weights.hexdigest(),
+            "format": dataclasses.asdict(method.prompt_format),
+            "method": method.code,
+            "labels": config.labels,
+            "queries": config.queries,
+            "batch_tokens": config.batch_tokens,
+        }
+        scorer = PromptScorer(
+            lm,
+            method.prompt_format,
+            demonstrations=method.demonstrations,
+            calibrate=method.calibrate,
+            journal=ScoreJournal(folder.path / "scores.jsonl", settings),
+            batch_tokens=config.batch_tokens,
+            progress=True,
+        )
+
+        def finished(task: TaskResult) -> None:
+            values = task.predictions.values()
+            folder.log.write(
+                "task",
+                task=task.task,
+                metric=task.metric,
+                mean=float(values.mean()),
+                worst=float(values.min()),
+                queries=len(task.query),
+            )
+
+        result = icl_bench.evaluate_text(
+            scorer if method.adapt is None else method.adapt(lm, scorer),
+            config.env,
+            tasks=config.tasks or None,
+            domain=config.domain,
+            num_queries=config.queries,
+            demo_seeds=config.demo_seeds,
+            labels=config.labels,
+            data_dir=config.data_dir,
+            progress=True,
+            finished=finished,
+        )
+        result.save(path)
+    print(board_from_runs([load_run(folder.path)]))
+    print(f"\n{folder.path}")
+
+
+class PerTask:
+    """A text learner that prepares the model for a task before it scores the task's queries."""
+
+    def __init__(
+        self,
+        scorer: PromptScorer,
+        prepared: Callable[[str], contextlib.AbstractContextManager[None]],
+    ) -> None:
+        self._scorer, self._prepared = scorer, prepared
+
+    def __call__(self, episodes: Sequence[TextEpisode]) -> list[Float[np.ndarray, " _"]]:
+        """As the scorer."""
+        with self._prepared(episodes[0].task):
+            return self._scorer(episodes)
