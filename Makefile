@@ -27,7 +27,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e ".[dev,es,text]"
+	$(PIP) -e ".[dev,es,text,lora]"
 	@touch $@ $(VENV)/.installed
 
 $(BIN)/python:

