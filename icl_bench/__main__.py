@@ -231,7 +231,9 @@ def _show_text(spec: TextEnvSpec) -> int:
         )
         return text[len(margin) :]
 
-    kinds = sorted({text_task(task).kind for task in setting.test})
+    metrics = {"macro-f1": "macro-F1 (classification)", "accuracy": "accuracy (multi-choice)"}
+    used = {text_task(task).metric for task in setting.test}
+    metric = ", ".join(title for name, title in metrics.items() if name in used)
     dropped = f"{', '.join(setting.dropped)} (on both sides in the original)"
     print(f"""{spec.id}
   Description   {setting.title}
@@ -244,7 +246,7 @@ def _show_text(spec: TextEnvSpec) -> int:
   New domains   {listed(setting.unseen_domain) or "-"}
   Train tasks   {listed(setting.train)}
   Dropped       {dropped if setting.dropped else "-"}
-  Metric        macro-F1 of classification, accuracy of multi-choice tasks ({", ".join(kinds)}):
+  Metric        {metric};
                 mean and worst over the demonstrations of seeds {", ".join(map(str, DEMO_SEEDS))}
   At hand       {coverage(setting.name)}
   Fingerprint   {text_fingerprint(spec.id)}

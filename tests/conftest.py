@@ -26,6 +26,14 @@ def data_folder() -> Path | None:
     return None
 
 
+def text_folder() -> Path | None:
+    """The folder of real text tasks: ICL_BENCH_DATA, or ``shared/data`` beside the repository."""
+    for candidate in (os.environ.get("ICL_BENCH_DATA"), ROOT.parent / "shared" / "data"):
+        if candidate and (Path(candidate) / "text" / "tasks").is_dir():
+            return Path(candidate)
+    return None
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder with real MNIST-family images; skips where there is none."""

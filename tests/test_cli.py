@@ -22,11 +22,13 @@ from icl_bench import registry
 from icl_bench.catalog import DATASETS, SUITES
 from icl_bench.envs.source import EnvArgs
 from icl_bench.envs.supervised import SupervisedVectorEnv
+from icl_bench.envs.text import TextEnv
+from icl_bench.envs.text_source import TextArgs
 from icl_bench.evaluation import verify as verification
 from icl_bench.evaluation.protocol import evaluation_fingerprint
 from icl_bench.evaluation.result import Result
 from icl_bench.leaderboard.runs import load_run
-from icl_bench.registration import ARGUMENTS
+from icl_bench.registration import ARGUMENTS, TEXT_ARGUMENTS, EnvSpec
 
 COMMANDS = (
     "list",
@@ -43,6 +45,7 @@ COMMANDS = (
 )
 REFERENCES = ("chance", "1-nn", "logistic-regression")
 DIGITS, RANDOM = "Digits-Proj8-v0", "Random-Proj8-v0"
+SPECS = {name: spec for name, spec in registry.items() if isinstance(spec, EnvSpec)}
 
 
 @pytest.fixture(autouse=True)
@@ -165,7 +168,7 @@ def test_help_of_every_command_has_examples_that_parse(command: str, capsys) -> 
         ["evaluate", "chance"],
         ["evaluate", "chance", "--env", DIGITS, "--suite", "digits-v0"],
         ["evaluate", "chance", "--env", DIGITS, "--missing", "perhaps"],
-        ["sample", DIGITS],
+        ["sample"],
         ["sample", DIGITS, "--out", "a.png", "--episode", "first"],
         ["sample", DIGITS, "--out", "a.png", "--split", "dev"],
         ["evaluate", "chance", "--env", DIGITS, "--split", "train"],
@@ -186,7 +189,7 @@ def test_list_says_whose_data_are_at_hand(run, tmp_path) -> None:
     status, out, err = run("list", "--data-dir", tmp_path)
     assert (status, err) == (0, "")
     data = {line.split()[0]: line.split(maxsplit=4)[4] for line in out.splitlines()[2:23]}
-    assert set(data) == set(registry)
+    assert set(data) == set(SPECS)
     assert data[DIGITS] == "embedded"
     assert data[RANDOM] == "made from keys"
     assert data["KMNIST-Proj-v0"] == "test"
@@ -195,12 +198,12 @@ def test_list_says_whose_data_are_at_hand(run, tmp_path) -> None:
         assert re.search(rf"^{suite.name} .* {len(suite.envs)}$", out, re.MULTILINE)
 
 
-@pytest.mark.parametrize("env_id", registry)
+@pytest.mark.parametrize("env_id", SPECS)
 def test_show_every_environment(env_id: str, run) -> None:
     status, out, err = run("show", env_id)
     assert (status, err) == (0, "")
     fields = dict(line.strip().split("  ", 1) for line in out.splitlines()[1:])
-    spec = registry[env_id]
+    spec = SPECS[env_id]
     assert fields["Token"].endswith(f"D + C = {spec.num_features} + {spec.num_classes}")
     assert fields["Fingerprint"].strip() == evaluation_fingerprint(env_id)
     (row,) = (row for row in DATASETS if row.name == spec.base)
@@ -281,7 +284,9 @@ def test_what_is_no_id_ends_with_whole_sentences(fails) -> None:
 
 @pytest.mark.parametrize("make", [icl_bench.make, lambda *a, **k: icl_bench.make_vec(*a, 2, **k)])
 def test_an_unknown_argument_is_named_with_those_that_there_are(make) -> None:
-    with pytest.raises(TypeError, match=r"has no argument foo; there are split, num_tasks, ") as e:
+    with pytest.raises(
+        TypeError, match=r"no argument foo for Digits-Proj8-v0; there are split, num_t"
+    ) as e:
         make(DIGITS, foo=1, bias=0.5)
     assert "EnvArgs" not in str(e.value)
 
@@ -292,7 +297,10 @@ def test_the_arguments_of_make_are_those_of_the_environments() -> None:
     expected = own | shared - {"self", "env_id", "num_envs", "backend", "args"}
     assert set(ARGUMENTS) == expected
     documented = re.findall(r"- ``(\w+)=", inspect.getdoc(icl_bench.make))
-    assert documented == list(ARGUMENTS)
+    assert documented == [*ARGUMENTS, *TEXT_ARGUMENTS]
+    own = {field.name for field in dataclasses.fields(TextArgs)}
+    shared = set(inspect.signature(TextEnv.__init__).parameters) - {"self", "env_id", "args"}
+    assert set(TEXT_ARGUMENTS) == own | shared
     env = icl_bench.make(DIGITS, disable_env_checker=True, bias=0.5)
     assert env.unwrapped.source.args.bias == 0.5
     with pytest.raises(TypeError, match=r"arguments of icl_bench\.make_vec"):

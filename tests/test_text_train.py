@@ -128,24 +128,17 @@ def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(
     assert same(whole, part)
 
 
-def test_what_a_checkpoint_must_not_forget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that resumes without the moments ends elsewhere, and so does one with other prompts."""
+def test_a_run_that_resumes_without_its_moments_ends_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = new(tmp_path / "whole", "metaicl")
-    for i, (name, forgetful) in enumerate(
-        {
-            "load_state_dict": lambda self, state: None,
-            "gradient": lambda self, batches, lr: text_train.PlainUpdate.__base__.gradient,
-        }.items()
-    ):
-        if i:
-            continue
-        with monkeypatch.context() as patch:
-            interrupted(patch, 6)
-            part = new(tmp_path / name, "metaicl", status=130)
-        with monkeypatch.context() as patch:
-            patch.setattr(text_train.PlainUpdate, name, forgetful)
-            assert run("metaicl", "--resume", part) == 0
-        assert not same(whole, part)
+    with monkeypatch.context() as patch:
+        interrupted(patch, 6)
+        part = new(tmp_path / "part", "metaicl", status=130)
+    with monkeypatch.context() as patch:
+        patch.setattr(text_train.PlainUpdate, "load_state_dict", lambda self, state: None)
+        assert run("metaicl", "--resume", part) == 0
+    assert not same(whole, part)
 
 
 def test_a_finished_run_that_is_resumed_computes_nothing(

@@ -40,6 +40,7 @@ VAL_EVERY = 20
 # Integers of an episode beyond those of query and demonstrations: for examples that are passed
 # over because their input is the query's.
 _SPARE = 64
+_WHOLE = ("k", "demo_seed", "seed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,31 +61,33 @@ class TextArgs:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        choices: dict[str, tuple[str, ...]] = {
-            "split": get_args(TextEnvSplit),
-            "domain": get_args(Domain),
-            "labels": get_args(Labels),
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                more = " (seen tasks have no test files of their own)" * (str(self.split) == "seen")
-                raise ValueError(
-                    f"{name} must be {' or '.join(known)}, not {getattr(self, name)!r}{more}"
-                )
-        for name in ("k", "demo_seed", "seed"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | np.integer):
-                raise TypeError(f"{name} must be a whole number, not {value!r}")
-            object.__setattr__(self, name, int(value))  # not NumPy's, which names no stream
-        if isinstance(self.fraction, bool) or not isinstance(self.fraction, int | float):
-            raise TypeError(f"fraction must be a number, not {self.fraction!r}")
-        if self.k < 0 or not 0 <= self.demo_seed < 2**32 or not -(2**63) <= self.seed < 2**63:
-            raise ValueError(
-                f"k must be 0 or more ({self.k}), demo_seed in [0, 2^32) ({self.demo_seed}) and "
-                f"seed in 64 bits ({self.seed})"
-            )
-        if not 0 < self.fraction <= 1:
-            raise ValueError(f"fraction must be in (0, 1], not {self.fraction}")
+        _check(vars(self))
+
+
+def _check(values: Mapping[str, Any]) -> None:
+    choices: dict[str, tuple[str, ...]] = {
+        "split": get_args(TextEnvSplit),
+        "domain": get_args(Domain),
+        "labels": get_args(Labels),
+    }
+    for name, known in choices.items():
+        if values[name] not in known:
+            more = " (seen tasks have no test files of their own)" * (values[name] == "seen")
+            raise ValueError(f"{name} must be {' or '.join(known)}, not {values[name]!r}{more}")
+    for name in _WHOLE:
+        value = values[name]
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise TypeError(f"{name} must be a whole number, not {value!r}")
+    k, demo_seed, seed, fraction = (values[n] for n in (*_WHOLE, "fraction"))
+    if k < 0 or not 0 <= demo_seed < 2**32 or not -(2**63) <= seed < 2**63:
+        raise ValueError(
+            f"k must be 0 or more ({k}), demo_seed in [0, 2^32) ({demo_seed}) and seed in 64 bits "
+            f"({seed})"
+        )
+    if isinstance(fraction, bool) or not isinstance(fraction, int | float):
+        raise TypeError(f"fraction must be a number, not {fraction!r}")
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must be in (0, 1], not {fraction}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +195,7 @@ class TextSource:
         ends, demos = self._ends, self.args.k
         key = stream_key("text episode", self.args.split, self.args.seed)
         integers = iter(long_words(key, np.array([k]), 1 + demos + _SPARE)[0])
-        index = int(bounded(np.array([next(integers)]), int(ends[-1]))[0])
+        index = _below(int(ends[-1]), next(integers))
         place = int(np.searchsorted(ends, index, side="right"))
         task = self.tasks[place]
         pool = self._pool(task)
@@ -334,22 +337,29 @@ def _draw(places: Int[np.ndarray, " N"], integers: Iterator[Any]) -> Iterator[in
     """Places in random order, one for each integer: the first steps of a Fisher–Yates shuffle."""
     moved: dict[int, int] = {}
     for i, integer in zip(range(len(places)), integers, strict=False):
-        j = i + int(bounded(np.array([integer]), len(places) - i)[0])
+        j = i + _below(len(places) - i, integer)
         yield int(places[moved.get(j, j)])
         moved[j] = moved.get(i, i)
 
 
+def _below(n: int, word: Any) -> int:
+    """``counter.bounded`` of one word; an array for each would take most of an episode's time."""
+    return int(word) * n >> 64
+
+
 def text_args(**given: Any) -> TextArgs:
-    """Arguments of ``make`` as the user gave them, checked.
+    """Arguments of ``make`` as the user gave them, checked; NumPy's whole numbers become Python's.
 
     Raises:
         TypeError: For an unknown argument or one of the wrong type.
         ValueError: For one that is out of range.
     """
-    names = [field.name for field in dataclasses.fields(TextArgs)]
-    if unknown := sorted(set(given) - set(names)):
-        raise TypeError(f"unknown argument {', '.join(unknown)}: there are {', '.join(names)}")
-    return TextArgs(**given)
+    defaults: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(TextArgs)}
+    if unknown := sorted(set(given) - set(defaults)):
+        raise TypeError(f"unknown argument {', '.join(unknown)}: there are {', '.join(defaults)}")
+    values = defaults | given
+    _check(values)
+    return TextArgs(**values | {name: int(values[name]) for name in _WHOLE})
 
 
 __all__ = ["MissingDataError", "TextArgs", "TextSource", "text_args"]

@@ -5,7 +5,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from importlib import resources
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from icl_bench import catalog
 from icl_bench.data.text import DEMO_SEEDS, NUM_DEMOS, text_setting
 from icl_bench.envs.text_labels import Labels
-from icl_bench.envs.text_source import Domain, TextArgs, TextSource
+from icl_bench.envs.text_source import Domain, TextSource, text_args
 from icl_bench.episodes import TextEpisode
 from icl_bench.evaluation.learner import LearnerError
 from icl_bench.evaluation.text_result import TaskResult, TextResult
@@ -101,7 +101,7 @@ def evaluate_text(
         raise ValueError(f"demo_seeds must be distinct and at least one: {list(demo_seeds)}")
     if num_queries is not None and num_queries < 1:
         raise ValueError(f"num_queries must be at least 1, not {num_queries}")
-    args = TextArgs(split="unseen", domain=domain, k=k, labels=labels)
+    args = text_args(split="unseen", domain=domain, k=k, labels=labels)
     source = TextSource(env_id, args, data_dir=data_dir)
     asked = source.tasks if tasks is None else tuple(tasks)
     if others := [task for task in asked if task not in source.tasks]:
@@ -130,7 +130,7 @@ def evaluate_text(
             )
             if finished is not None:
                 finished(found[-1])
-    return TextResult(env_id, labels, k, seeds, tuple(found))
+    return TextResult(env_id, labels, args.k, seeds, tuple(found))
 
 
 def _chosen(task: str, total: int, count: int | None) -> Int[np.ndarray, " Q"]:
@@ -144,10 +144,10 @@ def _chosen(task: str, total: int, count: int | None) -> Int[np.ndarray, " Q"]:
 
 def _ask(learner: TextLearner, episodes: Sequence[TextEpisode], task: str) -> Int[np.ndarray, " Q"]:
     """Predicted options: those of the largest number, the first of several."""
-    hidden = [_without_answer(episode) for episode in episodes]
-    given = list(learner(hidden))
-    if len(given) != len(episodes):
-        raise LearnerError(f"{task}: {len(given)} answers to {len(episodes)} queries")
+    given: Any = learner([_without_answer(episode) for episode in episodes])
+    count = len(given) if isinstance(given, Sized) else type(given).__name__
+    if count != len(episodes):
+        raise LearnerError(f"{task}: {count} answers to {len(episodes)} queries")
     predicted = []
     for values, episode in zip(given, episodes, strict=True):
         row: Any = np.asarray(values)

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Int
@@ -81,7 +81,8 @@ class TextResult:
         tasks: Results of the tasks that were asked, in the setting's order.
 
     Raises:
-        ValueError: If there are no tasks, or one is no test task of the setting or comes twice.
+        ValueError: If there are no tasks, or one is no test task of the setting or comes twice, or
+            labels are of no kind.
     """
 
     env: str
@@ -96,6 +97,8 @@ class TextResult:
         others = sorted(set(names) - set(known))
         if not names or others or len(set(names)) < len(names):
             raise ValueError(f"{self.env}: tasks must be distinct test tasks of it: {others}")
+        if self.labels not in get_args(Labels):
+            raise ValueError(f"{self.env}: labels are {', '.join(get_args(Labels))}: {self.labels}")
         for task in self.tasks:
             if len(task.prediction) != len(self.demo_seeds):
                 raise ValueError(
@@ -195,7 +198,15 @@ class TextResult:
             raise FileNotFoundError(f"no result file at {path}")
         try:
             return _read(Path(path))
-        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        except (
+            pa.ArrowException,
+            OSError,
+            KeyError,
+            TypeError,
+            ValueError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             raise ValueError(f"{path} is not a text result of icl_bench: {error}") from error
 
 
@@ -232,6 +243,8 @@ def _read(path: Path) -> TextResult:
     names = table["task"].to_numpy()
     column = {name: table[name].to_numpy().astype(np.int64) for name in _COLUMNS[1:]}
     order = list(dict.fromkeys(names.tolist()))
+    if others := sorted({*order} - {*text_setting(find_text_spec(meta["env"]).setting).test}):
+        raise ValueError(f"{meta['env']} has no test tasks {', '.join(others)[:200]}")
     tasks = [_task(name, names == name, column, seeds, meta) for name in order]
     return TextResult(meta["env"], meta["labels"], int(meta["k"]), seeds, tuple(tasks))
 
