@@ -447,7 +447,7 @@ def test_missing_tasks_are_told_with_the_way_out(tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=f"{part} is not at hand: set ICL_BENCH_DATA"):
             icl_bench.make("HRtoLR-ICL-v0", split=split, data_dir=tmp_path)
     source = source_of(data_dir=tmp_path)
-    assert str(source.coverage) == "19 of 19 test tasks, 38 of 38 train tasks"
+    assert str(source.coverage) == "19 of 19 test tasks, 126 of 126 train tasks"
 
 
 def test_a_source_is_freed_with_its_tasks() -> None:

@@ -306,7 +306,7 @@ def test_list_says_which_tasks_are_at_hand(run, tmp_path: Path) -> None:
     assert (status, err) == (0, "")
     lines = out.splitlines()
     (mini,) = (line for line in lines if line.startswith("TextMini-ICL-v0 TextMini-Channel-v0"))
-    assert mini.endswith("19 of 19 test tasks, 38 of 38 train tasks")
+    assert mini.endswith("19 of 19 test tasks, 126 of 126 train tasks")
     (other,) = (line for line in lines if line.startswith("QAtoQA-ICL-v0 QAtoQA-Channel-v0"))
     assert other.endswith("0 of 22 test tasks, 0 of 37 train tasks")
     assert [line.split()[-1] for line in lines if line.startswith("metaicl-v0")] == ["14"]

@@ -5,6 +5,9 @@ to show it. Rules that pairs of tasks hold against each other (one key word with
 same topics under exchanged labels) are on purpose: only the demonstrations tell them apart, so
 an input of a train task may come again in a test task, under another rule.
 
+Train tasks are many, since learning in context needs many (Kirsch et al. 2022, Figure 4): four
+families have further ones that differ in what decides and in their labels.
+
 Three sides: ``train``; ``test``, other rules of the same families; ``unseen-domain``, families
 that no train task has. Examples are drawn with the integers of ``tasks.counter`` under the key
 ("textmini", version, task): the same example has the same id everywhere. Inputs of a task are
@@ -134,27 +137,92 @@ _OTHERS: tuple[tuple[str, Side, str, Make], ...] = (
     ("edits-2", "train", "first letter to the end", rules.edit("rotate-left", free=True)),
     ("edits-3", "train", "last letter to the front", rules.edit("rotate-right")),
     ("edits-4", "train", "last letter twice", rules.edit("double-last")),
+    ("edits-6", "train", "first letter twice", rules.edit("double-first")),
     ("edits-5", "test", "first and last letter change places", rules.edit("swap-ends")),
     ("arithmetic-1", "train", "a + b", rules.arithmetic("sum")),
     ("arithmetic-2", "train", "|a - b|", rules.arithmetic("difference")),
     ("arithmetic-3", "train", "a + b + 1", rules.arithmetic("sum-and-one")),
+    ("arithmetic-5", "train", "a + b - 1", rules.arithmetic("sum-less-one")),
+    ("arithmetic-6", "train", "twice the larger", rules.arithmetic("twice-larger")),
     ("arithmetic-4", "test", "|a - b| + 1", rules.arithmetic("difference-and-one")),
     ("sequences-1", "train", "goes up by the same step", rules.sequence(0, 1)),
     ("sequences-2", "train", "goes up by steps that grow by 1", rules.sequence(1, 1)),
+    ("sequences-4", "train", "goes up by steps that grow by 2", rules.sequence(2, 1)),
     ("sequences-3", "test", "goes down by the same step", rules.sequence(0, -1)),
     ("patterns-1", "train", "a b repeated", rules.pattern("ab")),
     ("patterns-2", "train", "a a b repeated", rules.pattern("aab")),
     ("patterns-3", "test", "a b b repeated", rules.pattern("abb")),
+    ("patterns-4", "train", "a a b b repeated", rules.pattern("aabb")),
+    ("patterns-5", "train", "a a a b repeated", rules.pattern("aaab")),
     ("picks-1", "train", "the first word", rules.pick(0)),
     ("picks-2", "train", "the last word", rules.pick(-1)),
     ("picks-3", "train", "the word of another topic", rules.odd),
+    ("picks-5", "train", "the third word", rules.pick(2)),
     ("picks-4", "test", "the second word", rules.pick(1)),
     ("codes-1", "unseen-domain", "every letter becomes the next", rules.code),
 )
 
 
+# Of the further train tasks: the labels of one after the other, and what their rules are of.
+_LABELS = ["dax wug", "lum fep", "zib dax", "wug lum", "fep zib", "dax lum", "zib wug", "lum dax"]
+_LABELS += ["wug fep", "dax zib", "fep wug", "lum zib", "wug dax", "zib lum", "fep dax"]
+_TOPICS = ("animal", "food", "tool", "body", "clothes", "vehicle", "music")
+_TEST_TOPICS = (("food", "tool"), ("vehicle", "music"))
+_TEST_KEYS = ({"03", "12"}, {"06", "47"})
+
+
+def _further() -> Iterator[tuple[str, Side, str, str, Build]]:
+    """Rows as of ``_CLASSIFICATION``; no rule is one of a test task, whatever its labels."""
+    builds: dict[str, list[tuple[str, Build]]] = {
+        "keys": [
+            ("one of four words decides", rules.keyed(f"{a}{b}", f"{c}{d}"))
+            for a, b, c, d in _key_pairs()
+        ],
+        "topics": [
+            ("which topic", rules.topics(*names))
+            for names in itertools.combinations(_TOPICS, 2)
+            if names not in _TEST_TOPICS
+        ],
+        "letters": [
+            (f"has {letter}", rules.letters(functools.partial(_contains, letter)))
+            for letter in "eiulmnstrkbd"
+        ],
+        "numbers": [
+            *(("even", rules.numbers(lambda n: n % 2 == 0)),) * 3,
+            *(
+                (f"at least {low}", rules.numbers(functools.partial(int.__le__, low)))
+                for low in (3000, 4000, 5000, 6000, 7000)
+            ),
+            *(("the first is larger", rules.pairs(lambda a, b: a > b)),) * 3,
+        ],
+        "entailment": [
+            ("the second follows from the first", rule)
+            for rule in (rules.has, rules.order, rules.member)
+            for _ in range(3)
+        ],
+    }
+    for family, rows in builds.items():
+        for number, (rule, build) in enumerate(rows):
+            name = f"{family}-{number + 11}"  # after the numbers of the rows above
+            yield name, "train", rule, _LABELS[number % len(_LABELS)], build
+
+
+def _key_pairs() -> Iterator[tuple[int, ...]]:
+    """Thirty ways to put two keys against two others."""
+    ways = [
+        (a, b, c, d)
+        for a, b, c, d in itertools.permutations(range(8), 4)
+        if a < b and c < d and a < c and {f"{a}{b}", f"{c}{d}"} not in _TEST_KEYS
+    ]
+    return iter(ways[::7])
+
+
+def _contains(letter: str, word: str) -> bool:
+    return letter in word
+
+
 def _rows() -> Iterator[MiniTask]:
-    for name, side, rule, labels, build in _CLASSIFICATION:
+    for name, side, rule, labels, build in itertools.chain(_CLASSIFICATION, _further()):
         family, words = name.rpartition("-")[0], labels.split()
         make = rules.classes(words, build)
         yield MiniTask(
