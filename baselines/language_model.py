@@ -32,6 +32,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from icl_bench.data.text import NUM_DEMOS
 from icl_bench.data.torchvision_compat import import_torchvision
 from icl_bench.episodes import TextEpisode
 from icl_bench.evaluation.journal import ScoreJournal
@@ -173,7 +174,8 @@ class PromptScorer:
     Attributes:
         lm: The model, in eval mode.
         prompt_format: How examples become a prompt.
-        demonstrations: Whether they are shown; without them it is No-ICL, also called 0-shot.
+        k: How many of the demonstrations are shown, the first ones; with none it is No-ICL, also
+            called 0-shot.
         calibrate: Whether the log-likelihood after the input ``N/A`` is subtracted (PMI).
         journal, batch_tokens, progress: As for ``score_options``.
 
@@ -184,7 +186,7 @@ class PromptScorer:
     lm: LanguageModel
     prompt_format: prompts.PromptFormat
     _: dataclasses.KW_ONLY
-    demonstrations: bool = True
+    k: int = NUM_DEMOS
     calibrate: bool = False
     journal: ScoreJournal | None = None
     batch_tokens: int = BATCH_TOKENS
@@ -210,7 +212,7 @@ class PromptScorer:
         for name in ("task", "demo_seed", "demonstrations"):
             if any(getattr(e, name) != getattr(first, name) for e in episodes):
                 raise ValueError(f"the episodes of a call must have the same {name}")
-        shown = first.demonstrations if self.demonstrations else ()
+        shown = first.demonstrations[: self.k]
         encoded = prompts.encode_demonstrations(make, tokenize, shown)
         prompt = functools.partial(prompts.option_prompt, make, tokenize, encoded)
         score = functools.partial(
@@ -218,7 +220,7 @@ class PromptScorer:
             self.lm.model,
             journal=self.journal,
             # Without demonstrations all draws are one, which a journal then computes once.
-            seed=(first.demo_seed or 0) if self.demonstrations else 0,
+            seed=(first.demo_seed or 0) if self.k else 0,
             batch_tokens=self.batch_tokens,
             bf16=self.lm.identity["dtype"] == "bf16",
             progress=self.progress,

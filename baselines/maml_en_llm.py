@@ -160,7 +160,7 @@ def method_of(config: Config) -> TextMethod:
         update=update,
         second_order=config.order == "second",
         prompt_format=config.prompt_format,
-        demonstrations=config.k > 0,
+        k=config.k,
         adapt=adapt if config.adapt else None,
     )
 

@@ -115,7 +115,7 @@ def method_of(config: Config) -> TextMethod:
         inductive_bias="Meta-trained language model" if trains else "Language model",
         update=update if trains else None,
         prompt_format=shape,
-        demonstrations=config.method != "no-icl" and config.k > 0,
+        k=0 if config.method == "no-icl" else config.k,
         calibrate=config.calibrate,
     )
 

@@ -27,7 +27,8 @@ class TextConfig(common.BaseConfig):
     lora_rank: int = 0
     """Train a low-rank adapter instead of all weights (a departure from the papers); 0 = all."""
     k: int = NUM_DEMOS
-    """Demonstrations of a training prompt, and shown at test; 0 = none (multi-task 0-shot)."""
+    """Demonstrations of a training prompt, and shown at test, the first of the 16; 0 = none
+    (multi-task 0-shot)."""
     fraction: float = 1.0
     """Part of each train task's examples, stratified by label; 0.1 is the limited-data setting."""
     example_limit: int = EXAMPLE_LIMIT
@@ -99,6 +100,7 @@ class TextConfig(common.BaseConfig):
         for name in ("weight_decay", "clip"):
             value = getattr(self, name)
             common.require(value == 0 or common.positive(value), name, value, "0 or more")
+        common.require(self.k <= NUM_DEMOS, "k", self.k, f"at most {NUM_DEMOS}, as at test")
         common.require(0 < self.fraction <= 1, "fraction", self.fraction, "in (0, 1]")
         common.require(
             all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "two in [0, 1)"

@@ -21,6 +21,7 @@ from baselines.meta_update import Update
 from baselines.process import processes, rank
 from baselines.text_config import TextConfig
 from baselines.text_train import Phase, meta_training, text_source, tiny_training, train
+from icl_bench.data.text import NUM_DEMOS
 from icl_bench.episodes import TextEpisode
 from icl_bench.evaluation.journal import ScoreJournal
 from icl_bench.evaluation.text_protocol import TextLearner
@@ -43,7 +44,7 @@ class TextMethod:
         update: The update of meta-training; None where nothing is meta-trained.
         second_order: Whether it takes gradients of gradients.
         prompt_format: Of the prompts at test.
-        demonstrations: Whether they are shown at test.
+        k: Number of demonstrations shown at test.
         calibrate: Whether scores are calibrated (PMI).
         adapt: Makes of the scorer one that adapts to each task first; None = as it is.
     """
@@ -56,7 +57,7 @@ class TextMethod:
     update: Callable[[LanguageModel], Update] | None
     prompt_format: PromptFormat
     second_order: bool = False
-    demonstrations: bool = True
+    k: int = NUM_DEMOS
     calibrate: bool = False
     adapt: Callable[[LanguageModel, PromptScorer], TextLearner] | None = None
 
@@ -152,6 +153,7 @@ def evaluate(
             "weights": weights.hexdigest(),
             "format": dataclasses.asdict(method.prompt_format),
             "method": method.code,
+            "k": method.k,
             "labels": config.labels,
             "queries": config.queries,
             "batch_tokens": config.batch_tokens,
@@ -159,7 +161,7 @@ def evaluate(
         scorer = PromptScorer(
             lm,
             method.prompt_format,
-            demonstrations=method.demonstrations,
+            k=method.k,
             calibrate=method.calibrate,
             journal=ScoreJournal(folder.path / "scores.jsonl", settings),
             batch_tokens=config.batch_tokens,

@@ -538,12 +538,12 @@ def test_scores_are_those_of_a_plain_loop(
     sharp: LanguageModel, view: str, calibrate: bool, demonstrations: bool
 ) -> None:
     prompt_format = PromptFormat(view)
-    shown = EXAMPLES[:3] if demonstrations else ()
+    shown = EXAMPLES[: 2 if demonstrations else 0]
     expected = by_hand(sharp, prompt_format, shown, null=False)
     if calibrate:
         nulls = by_hand(sharp, prompt_format, shown, null=True)
         expected = [row - null for row, null in zip(expected, nulls, strict=True)]
-    scorer = PromptScorer(sharp, prompt_format, demonstrations=demonstrations, calibrate=calibrate)
+    scorer = PromptScorer(sharp, prompt_format, k=2 if demonstrations else 0, calibrate=calibrate)
     found = scorer(episodes())
     assert min(np.ptp(row) for row in expected) > 0.01  # there is something to tell apart
     assert largest_error(found, expected) < EXACT
@@ -558,14 +558,14 @@ def test_mutants_of_the_scorer_are_noticed(sharp: LanguageModel) -> None:
         PromptScorer(sharp, PromptFormat())(turned),
         PromptScorer(sharp, PromptFormat(separators="spaces"))(episodes()),
         PromptScorer(sharp, PromptFormat(), calibrate=True)(episodes()),
-        PromptScorer(sharp, PromptFormat(), demonstrations=False)(episodes()),
+        PromptScorer(sharp, PromptFormat(), k=0)(episodes()),
         [-row for row in right],
     ]
     assert all(largest_error(right, mutant) > 100 * EXACT for mutant in mutants)
 
 
 def test_no_icl_ignores_demonstrations(sharp: LanguageModel) -> None:
-    scorer = PromptScorer(sharp, PromptFormat(), demonstrations=False)
+    scorer = PromptScorer(sharp, PromptFormat(), k=0)
     bare = [dataclasses.replace(e, demonstrations=()) for e in episodes()]
     for one, other in zip(scorer(episodes()), scorer(bare), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -637,7 +637,7 @@ def test_no_icl_is_computed_for_one_seed_only(sharp: LanguageModel, tmp_path: Pa
     """All draws of demonstrations are one to it, also to its journal."""
     path = tmp_path / "scores.jsonl"
     journal = ScoreJournal(path, dict(sharp.identity))
-    scorer = PromptScorer(sharp, PromptFormat(), demonstrations=False, journal=journal)
+    scorer = PromptScorer(sharp, PromptFormat(), k=0, journal=journal)
     for seed in (13, 21):
         shown = EXAMPLES[: seed % 3 + 1]
         scorer([dataclasses.replace(e, demonstrations=shown) for e in episodes(seed)])
