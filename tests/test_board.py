@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from synthetic_runs import DIGITS, ENVS, RANDOM, SUITE, method_runs
 
-from icl_bench.catalog import SUITES
 from icl_bench.leaderboard.cli import add_parsers
 from icl_bench.leaderboard.export import CSV_COLUMNS
+from icl_bench.leaderboard.formatting import clean_text, csv_text, markdown_text, signed
 from icl_bench.leaderboard.render import render_board
 from icl_bench.leaderboard.submission import make_submission, read_submission
-from icl_bench.leaderboard.tables import clean_text, csv_text, markdown_text, signed
+from icl_bench.leaderboard.suites import ALL_SUITES
 
 HOSTILE = "<img src=x onerror=alert(1)> | [x](http://evil) *b* `c` www.evil.com a@b.c &lt; \\"
 FORMULA = '=HYPERLINK("http://evil","x")'
@@ -77,16 +77,21 @@ def section(board: Path, suite: str) -> str:
 
 
 def test_every_suite_has_its_files(root, board):
-    names = ["README.md", *(f"{s.name}/board.{k}" for s in SUITES for k in ("csv", "json"))]
+    names = ["README.md", *(f"{s.name}/board.{k}" for s in ALL_SUITES for k in ("csv", "json"))]
     assert sorted(p.relative_to(board).as_posix() for p in board.rglob("*.*")) == sorted(names)
     text = (board / "README.md").read_text(encoding="utf-8")
-    for heading in ("How to read a board", "Boards", *(s.name for s in SUITES), "How to submit"):
+    for heading in (
+        "How to read a board",
+        "Boards",
+        *(s.name for s in ALL_SUITES),
+        "How to submit",
+    ):
         assert f"\n## {heading}\n" in text
 
 
 def test_all_tables_are_whole_and_aligned(board):
     found = tables((board / "README.md").read_text(encoding="utf-8"))
-    assert len(found) == 7
+    assert len(found) == 9
     for lines in found:
         assert len({len(line) for line in lines}) == 1
         assert len({len(cells(line)) for line in lines}) == 1
@@ -251,7 +256,7 @@ def test_boards_are_byte_identical_in_another_process(root, board, tmp_path):
         env=os.environ | {"PYTHONHASHSEED": "3", "TZ": "Asia/Tokyo", "OMP_NUM_THREADS": "1"},
     )
     files = [p.relative_to(board) for p in board.rglob("*.*")]
-    assert len(files) == 1 + 2 * len(SUITES)
+    assert len(files) == 1 + 2 * len(ALL_SUITES)
     for name in files:
         assert (tmp_path / "out" / name).read_bytes() == (board / name).read_bytes(), name
 

@@ -19,7 +19,7 @@ from synthetic_runs import (
 
 from icl_bench.catalog import SUITES
 from icl_bench.evaluation import protocol, statistics
-from icl_bench.leaderboard.runs import load_run
+from icl_bench.leaderboard.runs import load_run, methods_of
 from icl_bench.leaderboard.scoring import (
     differences,
     reported,
@@ -28,7 +28,7 @@ from icl_bench.leaderboard.scoring import (
     score_suite,
 )
 from icl_bench.leaderboard.submission import make_submission
-from icl_bench.leaderboard.tables import board_from_runs, columns_of, methods_of
+from icl_bench.leaderboard.tables import board_from_runs, columns_of
 
 
 def last_step(right_per_task: list[int], num_tasks: int = 16, shift: int = 0) -> np.ndarray:

@@ -74,7 +74,7 @@ def test_bootstrap_is_the_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_metrics, "BLOCK", 64)  # several blocks a task
     tasks = as_tasks(drawn(np.random.default_rng(0), 6, 14, 0.6))
     tasks[2] = TaskPredictions("2", "macro-f1", tasks[2].answer, tasks[2].prediction)
-    replicates = text_metrics._replicates(tasks)
+    replicates = text_metrics.resample([tasks])[0].replicates
     words, key, bounded = text_metrics.long_words, text_metrics.stream_key, text_metrics.bounded
     for r in range(40):
         values = []
@@ -170,3 +170,24 @@ def test_mutants_of_macro_f1_are_noticed() -> None:
         weighted.append(metrics.f1_score(answer, prediction, average="weighted", zero_division=0))
     assert np.abs(np.subtract(ours, default)).max() > 0.1
     assert np.abs(np.subtract(ours, weighted)).max() > 0.1
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro-f1"])
+def test_methods_resampled_together_are_as_resampled_alone(metric: str) -> None:
+    """With other numbers of seeds each; the average of two is that of their values."""
+    rng = np.random.default_rng(5)
+    a, b = (as_tasks(drawn(rng, 6, 20, level), metric) for level in (0.5, 0.7))
+    b = [TaskPredictions(t.task, t.metric, t.answer, t.prediction[:2]) for t in b]
+    together = text_metrics.resample([a, b])
+    for joined, alone in zip(together, (a, b), strict=True):
+        (expected,) = text_metrics.resample([alone])
+        np.testing.assert_array_equal(joined.values, expected.values)
+        np.testing.assert_array_equal(joined.replicates, expected.replicates)
+        assert joined.summary() == text_metrics.summarise(alone)
+    middle = text_metrics.average(together)
+    np.testing.assert_allclose(
+        middle.replicates, (together[0].replicates + together[1].replicates) / 2
+    )
+    assert (together[0] - together[1]).summary() == text_metrics.difference(a, b)
+    with pytest.raises(ValueError, match="nothing to resample"):
+        text_metrics.resample([])

@@ -3,17 +3,16 @@
 import re
 import stat
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
-
-from icl_bench import catalog
-from icl_bench.evaluation import protocol
 from icl_bench.evaluation.result import SCORER_VERSION
+from icl_bench.leaderboard.columns import MAX_FILE_BYTES
 from icl_bench.leaderboard.entry import EntryInfo, entry_problems
-from icl_bench.leaderboard.predictions import MAX_FILE_BYTES, Predictions
+from icl_bench.leaderboard.predictions import Predictions
+from icl_bench.leaderboard.suites import ALL_SUITES, AnySuite
+from icl_bench.leaderboard.text_predictions import TextPredictions
 
 MAX_TOML_BYTES = 64_000
 MAX_CHECKPOINT_BYTES = 50_000_000
@@ -21,6 +20,10 @@ MAX_SEEDS = 32
 
 _SEED_FILE = re.compile(r"seed-(0|[1-9][0-9]{0,8})\.(parquet|safetensors|json)")
 _OPTIONAL = ("meta_train", "parameters", "state_size", "gpu_hours")
+
+
+# Predictions on one environment, of vectors or of text.
+P = TypeVar("P", Predictions, TextPredictions)
 
 
 def check_layout(path: Path) -> tuple[dict[int, Path], list[str]]:
@@ -82,7 +85,7 @@ def read_toml(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
 
 def check_document(
     document: Mapping[str, Any], folder: str
-) -> tuple[EntryInfo | None, catalog.Suite | None, list[str], list[str]]:
+) -> tuple[EntryInfo | None, AnySuite | None, list[str], list[str]]:
     """Entry, suite, why it is outdated, and what is wrong."""
     own = {"suite", "scorer_version", "package_version", "seeds", "fingerprints"}
     fields: dict[str, Any] = dict.fromkeys(_OPTIONAL) | {
@@ -123,16 +126,16 @@ def check_document(
     ):
         problems.append("fingerprints must be a table of environment ids and SHA-256 checksums")
     elif "suite" in document:
-        suite = next((row for row in catalog.SUITES if row.name == document["suite"]), None)
+        suite = next((row for row in ALL_SUITES if row.name == document["suite"]), None)
         if suite is None:
-            known = ", ".join(row.name for row in catalog.SUITES)
+            known = ", ".join(row.name for row in ALL_SUITES)
             problems.append(f"unknown suite {ascii(document['suite'])[:60]}; there are {known}")
     return entry, suite, outdated, problems
 
 
 def check_seeds(
     document: Mapping[str, Any],
-    predictions: Mapping[int, Mapping[str, Predictions]],
+    predictions: Mapping[int, Mapping[str, P]],
     seed_files: Mapping[int, Path],
 ) -> list[str]:
     """What is wrong between the seeds: told and handed in, unlike each other, or copies."""
@@ -148,13 +151,17 @@ def check_seeds(
         )
     read = [(seed, by_env) for seed, by_env in predictions.items() if by_env]
     for i, (seed, by_env) in enumerate(read):
-        first, shape = read[0][0], {env: len(p.prediction) for env, p in read[0][1].items()}
-        if {env: len(p.prediction) for env, p in by_env.items()} != shape:
-            problems.append(f"seeds {first} and {seed} differ in environments or episodes")
+        first, expected = read[0]
+        if by_env.keys() != expected.keys() or not all(
+            p.same_cells(expected[env]) for env, p in by_env.items()
+        ):
+            what = next(iter(by_env.values())).what
+            problems.append(f"seeds {first} and {seed} differ in environments or {what}")
             continue
         for other, others in read[:i]:
             if by_env.keys() == others.keys() and all(
-                np.array_equal(p.prediction, others[env].prediction) for env, p in by_env.items()
+                p.same_cells(others[env]) and p.same_predictions(others[env])
+                for env, p in by_env.items()
             ):
                 problems.append(
                     f"seeds {other} and {seed} hold the same predictions: "
@@ -164,27 +171,28 @@ def check_seeds(
 
 
 def check_fingerprints(
-    fingerprints: Mapping[str, str], predictions: Mapping[int, Mapping[str, Predictions]]
+    fingerprints: Mapping[str, str],
+    predictions: Mapping[int, Mapping[str, P]],
+    current: Callable[[str], str],
 ) -> tuple[list[str], list[str]]:
-    """What is wrong, and what is outdated."""
+    """What is wrong, and what is outdated.
+
+    Args:
+        fingerprints: Environment id → fingerprint, as handed in.
+        predictions: Meta-training seed → environment id → predictions.
+        current: The fingerprint of an environment in this version.
+    """
     problems, outdated = [], []
-    counts = {
-        env: len(p.prediction) for by_env in predictions.values() for env, p in by_env.items()
-    }
-    if all(predictions.values()) and set(counts) != set(fingerprints):
+    envs = list(dict.fromkeys(env for by_env in predictions.values() for env in by_env))
+    if all(predictions.values()) and set(envs) != set(fingerprints):
         problems.append(
             f"entry.toml: fingerprints are of {sorted(map(ascii, fingerprints))}, "
-            f"predictions of {sorted(counts)}"
+            f"predictions of {sorted(envs)}"
         )
-    for env, num_episodes in counts.items():
-        try:
-            protocol.frozen_labels(env, num_episodes)
-        except LookupError as error:
-            problems.append(f"{env}: {error}")
-        current = protocol.evaluation_fingerprint(env)
-        if fingerprints.get(env, current) != current:
+    for env in envs:
+        if fingerprints.get(env, current(env)) != current(env):
             outdated.append(
                 f"{env} was evaluated as {fingerprints[env][:12]}…, this version's fingerprint is "
-                f"{current[:12]}…"
+                f"{current(env)[:12]}…"
             )
     return problems, outdated

@@ -30,6 +30,7 @@ def add_parsers(subparsers: Parsers) -> None:
   icl-bench score runs/table2-v0__gpicl__*
   icl-bench score runs/* --suite table2-proj8-v0
   icl-bench score runs/* --split seen
+  icl-bench score runs/*__metaicl__* --suite metaicl-v0
   icl-bench score leaderboards/table2-v0/gpicl""",
     )
     score.add_argument("paths", nargs="+", metavar="RUN", help="run folders or submissions")
@@ -45,7 +46,8 @@ def add_parsers(subparsers: Parsers) -> None:
   icl-bench submit runs/*__gpicl__* --suite table2-v0
   icl-bench submit runs/*__gpicl__* --suite table2-v0 --out leaderboards/table2-v0/gpicl-large \\
       --title "GPICL Transformer, large" --authors "A. Author, B. Author"
-  icl-bench submit runs/*__lstm__* --suite table2-v0 --allow-missing""",
+  icl-bench submit runs/*__lstm__* --suite table2-v0 --allow-missing
+  icl-bench submit runs/*__metaicl__* --suite metaicl-v0""",
     )
     submit.add_argument("runs", nargs="+", metavar="RUN", help="run folders of one method")
     submit.add_argument("--suite", required=True, help="suite to hand in for")
@@ -156,19 +158,23 @@ def _score(args: argparse.Namespace) -> int:
 
 
 def _submit(args: argparse.Namespace) -> int:
-    from icl_bench.evaluation import protocol
+    from icl_bench.catalog import TextSuite
     from icl_bench.leaderboard.runs import load_run
     from icl_bench.leaderboard.submission import make_submission, scorable_envs
+    from icl_bench.leaderboard.suites import any_suite
+    from icl_bench.leaderboard.text_scoring import partial_columns
 
-    suite = protocol.suite(args.suite)
+    suite = any_suite(args.suite)
     out = args.out or Path("leaderboards") / suite.name / load_run(args.runs[0]).entry.name
     said = {name: getattr(args, name) for name in _SAID}
     overrides = {name: value for name, value in said.items() if value is not None}
     flags = {"allow_missing": args.allow_missing, "checkpoints": args.checkpoints}
     make_submission(args.runs, out, suite.name, **flags, **overrides)
     print(f"{out}: made, and valid")
-    left_out = [env for env in suite.envs if env not in scorable_envs(suite)]
-    if left_out:
+    if isinstance(suite, TextSuite):
+        for partial in partial_columns(out):
+            print(f"{partial}: shown, but not ranked")
+    elif left_out := [env for env in suite.envs if env not in scorable_envs(suite)]:
         print(f"left out, for this version cannot score them: {', '.join(left_out)}")
     print("look at entry.toml, then build the boards with `icl-bench board`")
     return 0
@@ -214,12 +220,18 @@ def _board(args: argparse.Namespace) -> int:
 
 def _plot(args: argparse.Namespace) -> int:
     from icl_bench.evaluation.plots import plot_learning_curves
-    from icl_bench.leaderboard.runs import results_by_seed
+    from icl_bench.leaderboard.runs import methods_of, results_by_seed
     from icl_bench.leaderboard.scoring import reported
     from icl_bench.leaderboard.submission import load_runs
-    from icl_bench.leaderboard.tables import columns_of, methods_of
+    from icl_bench.leaderboard.tables import columns_of
 
     runs = load_runs(args.paths)
+    for run in runs:
+        if run.text:
+            raise ValueError(
+                f"{run.path} holds results on text: a query has no learning curve; "
+                "`icl-bench score` prints the numbers"
+            )
     _, envs = columns_of(runs, args.suite, args.split)
     curves: dict[str, dict[str, list[Result]]] = {}
     for method in methods_of(runs):

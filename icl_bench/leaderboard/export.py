@@ -3,14 +3,15 @@
 import json
 import math
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from icl_bench.evaluation import protocol
 from icl_bench.evaluation.result import SCORER_VERSION
 from icl_bench.evaluation.statistics import Interval
+from icl_bench.leaderboard.formatting import clean_text, csv_text
 from icl_bench.leaderboard.predictions import SPLIT
 from icl_bench.leaderboard.scoring import SuiteScore, differences
-from icl_bench.leaderboard.tables import clean_text, csv_text
 
 CSV_COLUMNS = (
     "suite",
@@ -37,14 +38,21 @@ CSV_COLUMNS = (
 )
 
 
-def _fraction(value: float | None) -> str:
+def fraction(value: float | None) -> str:
+    """A number with six digits after the point; empty if there is none."""
     return "" if value is None or math.isnan(value) else f"{value:.6f}"
+
+
+def csv_lines(lines: Sequence[Mapping[str, str]], columns: Sequence[str]) -> str:
+    """Lines as CSV; what a line lacks is empty."""
+    import pandas as pd
+
+    frame = pd.DataFrame(lines, columns=list(columns), dtype=object).fillna("")
+    return str(frame.to_csv(index=False, lineterminator="\n"))
 
 
 def board_csv(score: SuiteScore) -> str:
     """One line per entry and environment, then those of papers."""
-    import pandas as pd
-
     lines = []
     for e in score.entries:
         for env, c in e.columns.items():
@@ -57,18 +65,18 @@ def board_csv(score: SuiteScore) -> str:
                     "kind": e.entry.kind,
                     "inductive_bias": csv_text(e.entry.inductive_bias),
                     "env": env,
-                    "accuracy": _fraction(c.accuracy.mean),
-                    "low": _fraction(c.accuracy.low),
-                    "high": _fraction(c.accuracy.high),
+                    "accuracy": fraction(c.accuracy.mean),
+                    "low": fraction(c.accuracy.low),
+                    "high": fraction(c.accuracy.high),
                     "rank": str(score.ranks[env][e.entry.name]),
                     "seeds": " ".join(map(str, e.seeds)),
-                    "seed_accuracies": " ".join(map(_fraction, c.seed_accuracy)),
-                    "seeds_low": _fraction(over.low) if over else "",
-                    "seeds_high": _fraction(over.high) if over else "",
-                    "extended": _fraction(extended.mean) if extended else "",
-                    "extended_low": _fraction(extended.low) if extended else "",
-                    "extended_high": _fraction(extended.high) if extended else "",
-                    "log_loss": _fraction(list(c.log_loss.values())[-1]),
+                    "seed_accuracies": " ".join(map(fraction, c.seed_accuracy)),
+                    "seeds_low": fraction(over.low) if over else "",
+                    "seeds_high": fraction(over.high) if over else "",
+                    "extended": fraction(extended.mean) if extended else "",
+                    "extended_low": fraction(extended.low) if extended else "",
+                    "extended_high": fraction(extended.high) if extended else "",
+                    "log_loss": fraction(list(c.log_loss.values())[-1]),
                     "parameters": "" if e.entry.parameters is None else str(e.entry.parameters),
                     "state_size": "" if e.entry.state_size is None else str(e.entry.state_size),
                     "source": "",
@@ -82,15 +90,15 @@ def board_csv(score: SuiteScore) -> str:
                 "kind": "reported",
                 "inductive_bias": csv_text(row.inductive_bias),
                 "env": row.env,
-                "accuracy": _fraction(row.accuracy),
+                "accuracy": fraction(row.accuracy),
                 "source": csv_text(row.source),
             }
         )
-    frame = pd.DataFrame(lines, columns=list(CSV_COLUMNS), dtype=object).fillna("")
-    return str(frame.to_csv(index=False, lineterminator="\n"))
+    return csv_lines(lines, CSV_COLUMNS)
 
 
-def _rounded(value: float) -> float | str:
+def rounded(value: float) -> float | str:
+    """A number with six digits after the point."""
     # JSON knows no infinity: a learner that gave a right answer probability 0 has such a loss.
     return round(float(value), 6) if math.isfinite(value) else "inf"
 
@@ -98,7 +106,7 @@ def _rounded(value: float) -> float | str:
 def _bounds(interval: Interval | None) -> list[float | str] | None:
     if interval is None:
         return None
-    return [_rounded(v) for v in (interval.mean, interval.low, interval.high)]
+    return [rounded(v) for v in (interval.mean, interval.low, interval.high)]
 
 
 def board_json(score: SuiteScore) -> str:
@@ -111,13 +119,13 @@ def board_json(score: SuiteScore) -> str:
             columns[env] = {
                 "accuracy": _bounds(c.accuracy),
                 "rank": score.ranks[env][e.entry.name],
-                "seed_accuracies": [_rounded(v) for v in c.seed_accuracy],
+                "seed_accuracies": [rounded(v) for v in c.seed_accuracy],
                 "over_seeds": _bounds(c.over_seeds),
                 "extended": _bounds(c.extended),
-                "log_loss": {str(step): _rounded(v) for step, v in c.log_loss.items()},
-                "curve": [_rounded(v) for v in c.curve],
-                "curve_low": [_rounded(v) for v in c.curve_low],
-                "curve_high": [_rounded(v) for v in c.curve_high],
+                "log_loss": {str(step): rounded(v) for step, v in c.log_loss.items()},
+                "curve": [rounded(v) for v in c.curve],
+                "curve_low": [rounded(v) for v in c.curve_low],
+                "curve_high": [rounded(v) for v in c.curve_high],
             }
         found = differences(e, score.reported)
         about = {
@@ -129,7 +137,7 @@ def board_json(score: SuiteScore) -> str:
             about
             | {
                 "seeds": list(e.seeds),
-                "mean_rank": _rounded(score.mean_rank[e.entry.name]),
+                "mean_rank": rounded(score.mean_rank[e.entry.name]),
                 "columns": columns,
                 "minus_reported": {env: _bounds(found[env]) for env in found},
             }
@@ -157,6 +165,11 @@ def board_json(score: SuiteScore) -> str:
             for r in score.reported
         ],
     }
+    return compact_json(document)
+
+
+def compact_json(document: Mapping[str, Any]) -> str:
+    """JSON with one line per key."""
     text = json.dumps(document, indent=1, allow_nan=False)
     # Lists of numbers on one line; no string holds a line break as such.
     return (

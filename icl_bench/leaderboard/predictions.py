@@ -15,21 +15,17 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float16, Int, UInt8
 
 from icl_bench.catalog import Suite
 from icl_bench.evaluation.result import Result, log_prob_steps
+from icl_bench.leaderboard.columns import listed, read_columns
 from icl_bench.registration import find_spec
 
 SPLIT: Literal["unseen"] = "unseen"
-MAX_FILE_BYTES = 3_000_000
-
-# What 3 MB may unpack to: a full hand-in of six environments needs about 10 MB.
-MAX_UNPACKED_BYTES = 64 * 2**20
-MAX_VALUES_PER_ROW = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +37,18 @@ class Predictions:
         log_probs: log p of every class at the steps ``log_prob_steps(T)``.
     """
 
+    what: ClassVar[str] = "episodes"
+
     prediction: UInt8[np.ndarray, "E T"]
     log_probs: Float16[np.ndarray, "E S C"]
+
+    def same_cells(self, other: "Predictions") -> bool:
+        """Whether both are about the same episodes."""
+        return len(self.prediction) == len(other.prediction)
+
+    def same_predictions(self, other: "Predictions") -> bool:
+        """Whether all predictions are equal; of the same episodes."""
+        return np.array_equal(self.prediction, other.prediction)
 
 
 def episode_counts(suite: Suite) -> tuple[int, int]:
@@ -101,12 +107,7 @@ def read_predictions(
     path: str | os.PathLike[str], suite: Suite
 ) -> tuple[dict[str, Predictions], list[str]]:
     """Read a file from a stranger: what is right in it by environment, and all that is wrong."""
-    import pyarrow as pa
-
-    try:
-        table, problems = _read_table(Path(path), suite)
-    except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
-        return {}, [f"cannot be read as Parquet: {_first_line(error)}"]
+    table, problems = _read_table(Path(path), suite)
     if problems:
         return {}, problems
     names = table["env"].dictionary.to_pylist()
@@ -115,8 +116,7 @@ def read_predictions(
     unknown = sorted(used - set(suite.envs))
     if unknown:
         problems.append(
-            f"{_listed(unknown)} not in {suite.name}, whose environments are "
-            f"{', '.join(suite.envs)}"
+            f"{listed(unknown)} not in {suite.name}, whose environments are {', '.join(suite.envs)}"
         )
     found = {}
     for env in suite.envs:
@@ -130,71 +130,18 @@ def read_predictions(
     return found, problems
 
 
-def _first_line(error: BaseException) -> str:
-    text = ascii(str(error).split("\n")[0])[1:-1]
-    return text[:200] or type(error).__name__
-
-
-def _listed(names: Sequence[object]) -> str:
-    shown = ", ".join(ascii(name)[:80] for name in names[:3])
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{shown}{more} {'is' if len(names) == 1 else 'are'}"
-
-
 def _read_table(path: Path, suite: Suite) -> tuple[Any, list[str]]:
-    """The columns by name (or None), after every check that can be made before they are read."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    expected = prediction_schema(suite.episode_length)
+    """The columns by name (or None), after every check that is not about one environment."""
     most = len(suite.envs) * episode_counts(suite)[1] * suite.episode_length
-    # env and split stay dictionaries: a long text that is repeated must not fill the memory.
-    with (
-        pq.ParquetFile(path) as plain,
-        pq.ParquetFile(path, read_dictionary=["env", "split"]) as file,
-    ):
-        schema, meta = plain.schema_arrow, plain.metadata
-        if schema.names != expected.names:
-            return None, [f"columns are {schema.names}, must be {expected.names}"]
-        problems = [
-            f"column {name} has type {schema.field(name).type}, must be {expected.field(name).type}"
-            for name in expected.names
-            if not _same_type(schema.field(name).type, expected.field(name).type)
-        ]
-        groups = [meta.row_group(i) for i in range(meta.num_row_groups)]
-        chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
-        unpacked = sum(chunk.total_uncompressed_size for chunk in chunks)
-        values = max((chunk.num_values for chunk in chunks), default=0)
-        if not 0 < meta.num_rows <= most:
-            problems.append(f"{meta.num_rows} rows, must be 1 to {most}")
-        elif unpacked > MAX_UNPACKED_BYTES or values > MAX_VALUES_PER_ROW * meta.num_rows:
-            problems.append(
-                f"unpacks to {unpacked} bytes and {values} values in {meta.num_rows} rows, "
-                "more than predictions need"
-            )
-        if problems:
-            return None, problems
-        table = file.read()
-    columns = {name: table[name].combine_chunks() for name in expected.names}
-    for name in ("env", "split"):
-        if not pa.types.is_dictionary(columns[name].type):
-            columns[name] = columns[name].dictionary_encode()
-    nulls = [name for name in expected.names[:-1] if columns[name].null_count]
-    if nulls:
-        return None, [f"missing values in column {name}" for name in nulls]
+    expected = prediction_schema(suite.episode_length)
+    columns, problems = read_columns(path, expected, most, nullable=("log_probs",))
+    if problems:
+        return None, problems
     splits = columns["split"].dictionary.to_pylist()
     others = sorted({splits[i] for i in columns["split"].unique().indices.to_pylist()} - {SPLIT})
     if others:
-        return None, [f"split {_listed(others)} not {SPLIT!r}, which is what boards rank"]
+        return None, [f"split {listed(others)} not {SPLIT!r}, which is what boards rank"]
     return columns, []
-
-
-def _same_type(found: Any, expected: Any) -> bool:
-    import pyarrow as pa
-
-    if pa.types.is_list(expected):
-        return pa.types.is_list(found) and bool(found.value_type == expected.value_type)
-    return bool(found == expected)
 
 
 def _env_predictions(

@@ -7,30 +7,32 @@ from pathlib import Path
 from icl_bench import catalog
 from icl_bench.data.cache import atomic_path
 from icl_bench.evaluation.statistics import Interval
-from icl_bench.leaderboard.entry import NOT_STATED
 from icl_bench.leaderboard.export import board_csv, board_json
+from icl_bench.leaderboard.formatting import (
+    DASH,
+    entry_title,
+    linked_title,
+    markdown_table,
+    markdown_text,
+    number,
+    percent,
+    plus_minus,
+    seeds_text,
+    signed,
+)
 from icl_bench.leaderboard.predictions import SPLIT, episode_counts
 from icl_bench.leaderboard.scoring import (
     ColumnScore,
-    EntryScore,
     SuiteScore,
     differences,
     score_suite,
 )
 from icl_bench.leaderboard.submission import scorable_envs
-from icl_bench.leaderboard.tables import (
-    DASH,
-    board_from_runs,
-    clean_text,
-    headers,
-    markdown_text,
-    number,
-    percent,
-    plus_minus,
-    seed_rows,
-    seeds_text,
-    signed,
-)
+from icl_bench.leaderboard.suites import ALL_SUITES, AnySuite
+from icl_bench.leaderboard.tables import board_from_runs, headers, seed_rows
+from icl_bench.leaderboard.text_export import text_board_csv, text_board_json
+from icl_bench.leaderboard.text_render import TEXT_LEGEND, text_section
+from icl_bench.leaderboard.text_scoring import TextSuiteScore, score_text_suite
 
 __all__ = ["board_from_runs", "render_board"]
 
@@ -84,6 +86,9 @@ _SUBMIT = """\
 4. Check it: `icl-bench validate leaderboards/table2-v0/gpicl`
 5. Build the boards anew with `icl-bench board` and open a pull request with the folder.
 
+For a text suite, meta-train and evaluate once per setting; all these runs together make one entry:
+`icl-bench submit runs/*__metaicl__* --suite metaicl-v0`. It is direct or channel, not both.
+
 A submission holds predictions, never scores: `entry.toml` and one Parquet file per seed. The scorer
 executes nothing that is handed in. Entries made for another version of an environment (another
 fingerprint) or of the scorer are listed, but not ranked.
@@ -113,15 +118,19 @@ def render_board(
     out = root if out is None else Path(out)
     if not root.is_dir():
         raise FileNotFoundError(f"no leaderboards at {root}: there is no such folder")
-    known = [suite.name for suite in catalog.SUITES]
+    known = [suite.name for suite in ALL_SUITES]
     for path in sorted(root.iterdir()):
         if path.is_dir() and not path.name.startswith(".") and path.name not in known:
             raise ValueError(f"{path} is no suite: {root} holds folders of {', '.join(known)}")
-    scores = [score_suite(root / name) for name in known]
+    scores = [_score(root / suite.name, suite) for suite in ALL_SUITES]
     texts = {"README.md": _markdown(scores)}
     for score in scores:
-        texts[f"{score.suite.name}/board.csv"] = board_csv(score)
-        texts[f"{score.suite.name}/board.json"] = board_json(score)
+        if isinstance(score, TextSuiteScore):
+            files = {"csv": text_board_csv(score), "json": text_board_json(score)}
+        else:
+            files = {"csv": board_csv(score), "json": board_json(score)}
+        for kind, text in files.items():
+            texts[f"{score.suite.name}/board.{kind}"] = text
     written = []
     for name, text in texts.items():
         path = out / name
@@ -132,46 +141,25 @@ def render_board(
     return written
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
-    """A Markdown table; the first columns are aligned left, the others right."""
-    from tabulate import tabulate
-
-    align = ["left"] * left + ["right"] * (len(columns) - left)
-    return tabulate(rows, columns, tablefmt="pipe", disable_numparse=True, colalign=align)
+def _score(folder: Path, suite: AnySuite) -> SuiteScore | TextSuiteScore:
+    is_text = isinstance(suite, catalog.TextSuite)
+    return score_text_suite(folder) if is_text else score_suite(folder)
 
 
-def _markdown(scores: Sequence[SuiteScore]) -> str:
+def _markdown(scores: Sequence[SuiteScore | TextSuiteScore]) -> str:
     contents = "\n".join(
         f"- [{s.suite.name}](#{s.suite.name}): {s.suite.title} ({_count(len(s.entries), 'entry')})"
         for s in scores
     )
-    sections = [_section(score) for score in scores]
-    return "\n".join([_LEGEND, "## Boards\n", contents, "", *sections, _SUBMIT])
+    sections = [
+        text_section(score) if isinstance(score, TextSuiteScore) else _section(score)
+        for score in scores
+    ]
+    return "\n".join([_LEGEND, TEXT_LEGEND, "## Boards\n", contents, "", *sections, _SUBMIT])
 
 
 def _count(count: int, noun: str) -> str:
     return f"{count} {noun if count == 1 else noun.replace('entry', 'entries')}"
-
-
-def _title(score: EntryScore, entries: Sequence[EntryScore]) -> str:
-    """Title as Markdown, and the name where titles repeat."""
-    title, name = markdown_text(score.entry.title), score.entry.name
-    same = [e for e in entries if clean_text(e.entry.title) == clean_text(score.entry.title)]
-    return f"{title} ({name})" if len(same) > 1 else title
-
-
-def _linked_title(score: EntryScore, entries: Sequence[EntryScore], suite: catalog.Suite) -> str:
-    """Title with a link to what was handed in, and marks for what sets the entry apart."""
-    entry, external = score.entry, score.entry.external_data.strip().casefold()
-    marks = {
-        "reference": entry.kind == "reference",
-        "other meta-training": entry.meta_train not in (None, suite.meta_train),
-        "external data": external not in ("none", NOT_STATED),
-        "external data not stated": external == NOT_STATED,
-    }
-    told = ", ".join(f"*{mark}*" for mark, applies in marks.items() if applies)
-    link = f"[{_title(score, entries)}]({score.suite}/{entry.name}/entry.toml)"
-    return f"{link} {told}" if told else link
 
 
 def _section(score: SuiteScore) -> str:
@@ -197,8 +185,9 @@ def _section(score: SuiteScore) -> str:
     if score.entries or score.reported:
         columns = ["Method", "Inductive bias", *short]
         columns += ["Mean rank", "Seeds", "Parameters", "State size"]
-        parts.append(_table(columns, _main_rows(score), 2))
-    titles = {entry.entry.name: _title(entry, score.entries) for entry in score.entries}
+        parts.append(markdown_table(columns, _main_rows(score), 2))
+    about = [e.entry for e in score.entries]
+    titles = {entry.name: entry_title(entry, about) for entry in about}
     compared = [(e, found) for e in score.entries if (found := differences(e, score.reported))]
     if compared:
         rows = [
@@ -209,7 +198,7 @@ def _section(score: SuiteScore) -> str:
             "**Ours minus the paper's**, in percentage points, for entries with the title of a "
             "reported method. ± is our interval over tasks alone; the paper's numbers rest on a "
             "few hundred predictions too and are uncertain by several points.",
-            _table(["Method", *short], rows, 1),
+            markdown_table(["Method", *short], rows, 1),
         ]
     by_seed = [
         row
@@ -222,7 +211,7 @@ def _section(score: SuiteScore) -> str:
             "**Every meta-training seed** (accuracy in %). With three or more seeds, the last row "
             "of a method is their mean ± the 95 % t interval over seeds: what would another "
             "meta-training give?",
-            _table(["Method", "Seed", *short], by_seed, 2),
+            markdown_table(["Method", "Seed", *short], by_seed, 2),
         ]
     larger = [e for e in score.entries if any(c.extended for c in e.columns.values())]
     if larger:
@@ -233,7 +222,7 @@ def _section(score: SuiteScore) -> str:
         parts += [
             f"**Larger hand-in**: {suite.extended_tasks} tasks × {suite.episodes_per_task} "
             f"episodes ({extended} instead of {ranked}), for narrower intervals; not ranked.",
-            _table(["Method", *short], rows, 1),
+            markdown_table(["Method", *short], rows, 1),
         ]
     if score.not_ranked:
         rows = [
@@ -243,7 +232,7 @@ def _section(score: SuiteScore) -> str:
         parts += [
             "**Not ranked**: made for another version of an environment or of the scorer, so that "
             "the numbers cannot be compared.",
-            _table(["Method", "Entry", "Reason"], rows, 3),
+            markdown_table(["Method", "Entry", "Reason"], rows, 3),
         ]
     return "\n\n".join(parts) + "\n"
 
@@ -261,7 +250,7 @@ def _extended(column: ColumnScore | None) -> str:
 
 
 def _main_rows(score: SuiteScore) -> list[list[str]]:
-    rows = []
+    rows, entries = [], [e.entry for e in score.entries]
     for e in score.entries:
         name = e.entry.name
         cells = [
@@ -272,11 +261,11 @@ def _main_rows(score: SuiteScore) -> list[list[str]]:
         ]
         rows.append(
             [
-                _linked_title(e, score.entries, score.suite),
+                linked_title(e.entry, entries, e.suite, score.suite.meta_train),
                 markdown_text(e.entry.inductive_bias),
                 *cells,
                 f"{score.mean_rank[name]:.2f}",
-                seeds_text(e, score.suite),
+                seeds_text(e.entry, len(e.seeds), score.suite),
                 number(e.entry.parameters),
                 number(e.entry.state_size),
             ]

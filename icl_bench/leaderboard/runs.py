@@ -2,7 +2,7 @@
 
 <env or suite>__<method>__<seed>__<utc>/
     meta.json                           about the method, versions, fingerprints
-    results/<env>__<split>.parquet      one ``Result`` each
+    results/<env>__<split>.parquet      one ``Result`` or ``TextResult`` each
 """
 
 import dataclasses
@@ -13,23 +13,29 @@ import platform
 from collections.abc import Collection, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from icl_bench.data.cache import atomic_path
-from icl_bench.evaluation import protocol
 from icl_bench.evaluation.result import Result
+from icl_bench.evaluation.text_protocol import text_fingerprint
+from icl_bench.evaluation.text_result import TextResult, is_text_result
 from icl_bench.leaderboard.entry import EntryInfo, own_entry
+from icl_bench.leaderboard.formatting import clean_text
+from icl_bench.leaderboard.suites import any_suite
 
 __all__ = [
     "EntryInfo",
+    "Method",
     "Run",
     "check_one_method",
     "load_run",
+    "methods_of",
     "new_run_folder",
     "read_meta",
     "result_path",
     "results_by_seed",
     "save_run",
+    "text_by_seed",
     "write_meta",
 ]
 
@@ -48,6 +54,12 @@ _SHARED = (
     "kind",
 )
 
+# Where each run of a method was meta-trained on the very environment that it is evaluated on, as
+# in text suites, this stands for the environment's id; ``code`` may name it, too.
+OWN_ENV = "<env>"
+
+AnyResult = TypeVar("AnyResult", Result, TextResult)
+
 _VERSIONED = ("icl-bench", "torch", "numpy", "gymnasium", "pyarrow")
 
 
@@ -59,13 +71,15 @@ class Run:
         path: The folder.
         entry: About the method and this meta-training.
         suite: Suite that it was evaluated for; None if for none.
-        results: What was evaluated, by environment and split.
+        results: What was evaluated on vectors, by environment and split.
+        text: What was evaluated on text, by environment.
     """
 
     path: Path
     entry: EntryInfo
     suite: str | None
     results: tuple[Result, ...]
+    text: tuple[TextResult, ...] = ()
 
 
 def new_run_folder(root: str | os.PathLike[str], env_or_suite: str, name: str, seed: int) -> Path:
@@ -138,7 +152,7 @@ def _version(distribution: str) -> str:
 
 
 def save_run(
-    results: Sequence[Result],
+    results: Sequence[Result | TextResult],
     root: str | os.PathLike[str] = "runs",
     *,
     name: str,
@@ -148,8 +162,8 @@ def save_run(
     """Make a run folder of results of one's own, for ``icl-bench score``, ``plot`` and ``submit``.
 
     Args:
-        results: What ``evaluate``, ``evaluate_suite`` or ``RecordResult.result`` gave for one
-            learner, one for each environment and split.
+        results: What ``evaluate``, ``evaluate_suite``, ``evaluate_text`` or
+            ``RecordResult.result`` gave for one learner, one for each environment and split.
         root: Folder in which the run folder is made.
         name: Short name of the method: lower case, digits, single ``-``, ``_`` or ``.`` between.
         suite: Suite that was evaluated; None if none.
@@ -181,10 +195,13 @@ def save_run(
     if repeated := [kind for kind in kinds if kinds.count(kind) > 1]:
         raise ValueError(f"two results of {repeated[0][0]}, split {repeated[0][1]}: give one")
     if suite is not None:
-        protocol.suite(suite)
+        any_suite(suite)
     entry = own_entry(name, **about)
     path = new_run_folder(root, suite or results[0].env, name, entry.seed)
-    write_meta(path, entry, suite, {result.env: result.fingerprint for result in results})
+    fingerprints = {
+        r.env: r.fingerprint if isinstance(r, Result) else text_fingerprint(r.env) for r in results
+    }
+    write_meta(path, entry, suite, fingerprints)
     for result in results:
         result.save(result_path(path, result.env, result.split))
     return path
@@ -228,16 +245,20 @@ def load_run(path: str | os.PathLike[str]) -> Run:
         raise ValueError(f"{meta}: {error.args[0]} is missing") from error
     except (ValueError, TypeError) as error:
         raise ValueError(f"{meta}: {error}") from error
-    results = []
+    results: list[Result] = []
+    text: list[TextResult] = []
     for file in sorted((path / "results").glob("*.parquet")):
-        result = Result.load(file)
+        result: Result | TextResult
+        if is_text_result(file):
+            text.append(result := TextResult.load(file))
+        else:
+            results.append(result := Result.load(file))
         if file != result_path(path, result.env, result.split):
             raise ValueError(
                 f"{file} holds {result.env}, split {result.split}: it must be named "
                 f"{result.env}__{result.split}.parquet"
             )
-        results.append(result)
-    return Run(path, entry, suite, tuple(results))
+    return Run(path, entry, suite, tuple(results), tuple(text))
 
 
 def results_by_seed(runs: list[Run], split: str = "unseen") -> dict[int, dict[str, Result]]:
@@ -248,12 +269,27 @@ def results_by_seed(runs: list[Run], split: str = "unseen") -> dict[int, dict[st
     Raises:
         ValueError: If two runs hold the same environment for the same seed.
     """
-    found: dict[int, dict[str, Result]] = {}
+    return _by_seed(runs, [[r for r in run.results if r.split == split] for run in runs])
+
+
+def text_by_seed(runs: Sequence[Run]) -> dict[int, dict[str, TextResult]]:
+    """Seed → environment id → text result of one method's runs, ascending seeds.
+
+    Runs of one seed may each hold some of the environments.
+
+    Raises:
+        ValueError: If two runs hold the same environment for the same seed.
+    """
+    return _by_seed(runs, [run.text for run in runs])
+
+
+def _by_seed(
+    runs: Sequence[Run], results: Sequence[Sequence[AnyResult]]
+) -> dict[int, dict[str, AnyResult]]:
+    found: dict[int, dict[str, AnyResult]] = {}
     source: dict[tuple[int, str], Path] = {}
-    for run in runs:
-        for result in run.results:
-            if result.split != split:
-                continue
+    for run, of_run in zip(runs, results, strict=True):
+        for result in of_run:
             seed = run.entry.seed
             other = source.setdefault((seed, result.env), run.path)
             if other != run.path:
@@ -277,9 +313,9 @@ def check_one_method(runs: Sequence[Run], ignored: Collection[str] = ()) -> None
     """
     if not runs:
         return
-    first = _comparable(runs[0].entry)
+    first = _comparable(runs[0])
     for run in runs[1:]:
-        other = _comparable(run.entry)
+        other = _comparable(run)
         if other["name"] != first["name"]:
             raise ValueError(
                 f"mixed methods: {runs[0].path} is of {first['name']}, {run.path} of "
@@ -293,8 +329,68 @@ def check_one_method(runs: Sequence[Run], ignored: Collection[str] = ()) -> None
             )
 
 
-def _comparable(entry: EntryInfo) -> dict[str, Any]:
-    """The fields of an entry; None among the arguments as in a submission, which lacks it."""
-    fields = entry.to_dict()
+def own_environment(run: Run) -> bool:
+    """Whether a text run was meta-trained on the one environment that it was evaluated on."""
+    return {result.env for result in run.text} == {run.entry.meta_train}
+
+
+def _comparable(run: Run) -> dict[str, Any]:
+    """The fields of an entry; None among the arguments as in a submission, which lacks it.
+
+    Text runs of one method are each meta-trained on an environment of their own: its id is
+    ``OWN_ENV`` here, in ``code`` as well.
+    """
+    fields = run.entry.to_dict()
     kwargs = {k: "none" if v is None else v for k, v in fields["meta_train_kwargs"].items()}
-    return fields | {"meta_train_kwargs": kwargs}
+    fields["meta_train_kwargs"] = kwargs
+    if own_environment(run):
+        code = fields["code"].replace(str(fields["meta_train"]), OWN_ENV)
+        fields |= {"meta_train": OWN_ENV, "code": code}
+    return fields
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """The runs that make one row of a table, or one line of a figure.
+
+    Attributes:
+        name: Short name; with the suite where runs of one name differ between suites.
+        title: For people; with the name where titles repeat.
+        runs: Its runs, one or more per meta-training seed.
+    """
+
+    name: str
+    title: str
+    runs: tuple[Run, ...]
+
+
+def methods_of(runs: Sequence[Run]) -> list[Method]:
+    """Group runs by method, in the order of their first runs.
+
+    Runs of one name but with other settings are kept apart if they were evaluated for different
+    suites.
+
+    Raises:
+        ValueError: If runs of one name and suite are not of one method, saying where they differ.
+    """
+    by_name: dict[str, list[Run]] = {}
+    for run in runs:
+        by_name.setdefault(run.entry.name, []).append(run)
+    groups: list[tuple[str, list[Run]]] = []
+    for name, named in by_name.items():
+        by_suite: dict[str | None, list[Run]] = {}
+        for run in named:
+            by_suite.setdefault(run.suite, []).append(run)
+        try:
+            check_one_method(named)
+        except ValueError:
+            for part in by_suite.values():
+                check_one_method(part)
+            groups += [(f"{name}, {suite or 'no suite'}", part) for suite, part in by_suite.items()]
+        else:
+            groups.append((name, named))
+    titles = [clean_text(part[0].entry.title) for _, part in groups]
+    return [
+        Method(name, f"{title} ({name})" if titles.count(title) > 1 else title, tuple(part))
+        for title, (name, part) in zip(titles, groups, strict=True)
+    ]

@@ -23,7 +23,7 @@ from icl_bench.evaluation.statistics import (
 )
 from icl_bench.leaderboard.entry import EntryInfo
 from icl_bench.leaderboard.predictions import episode_counts
-from icl_bench.leaderboard.submission import Submission, read_submission
+from icl_bench.leaderboard.reading import Submission, read_entries, read_submission
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,15 +182,14 @@ def score_entry(path: str | os.PathLike[str]) -> EntryScore:
 
 
 def _score(submission: Submission) -> EntryScore:
-    results = submission.results()
-    entry, suite = submission.entry, submission.suite
-    assert entry is not None  # results() raises for whatever has problems
-    assert suite is not None
+    entry, suite, results = submission.scorable(), submission.suite, submission.results()
+    if not isinstance(suite, catalog.Suite):
+        raise ValueError(f"{submission.path} is of a text suite")
     ranked = episode_counts(suite)[0]
     return EntryScore(
         entry=entry,
         suite=suite.name,
-        seeds=tuple(submission.predictions),
+        seeds=submission.seeds,
         columns={env: score_column(by_seed, ranked) for env, by_seed in results.items()},
     )
 
@@ -205,22 +204,16 @@ def score_suite(folder: str | os.PathLike[str]) -> SuiteScore:
         ValueError: If the folder's name is no suite, or an entry is not valid (being outdated
             is no fault: such entries are not ranked).
     """
-    folder = Path(folder)
-    suite = protocol.suite(folder.resolve().name)
+    suite = protocol.suite(Path(folder).resolve().name)
     entries: dict[str, EntryScore] = {}
     not_ranked = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if not path.is_dir() or path.name.startswith("."):
-            continue
-        submission = read_submission(path)
-        if submission.suite is not None and submission.suite != suite:
-            raise ValueError(f"{path} belongs to {submission.suite.name}: move it to that folder")
+    for name, submission in read_entries(folder).items():
         if submission.entry is not None and submission.outdated:
-            not_ranked[path.name] = (submission.entry, submission.outdated)
+            not_ranked[name] = (submission.entry, submission.outdated)
         else:
-            entries[path.name] = _score(submission)
+            entries[name] = _score(submission)
     column_ranks = {env: _rank(entries, env) for env in suite.envs}
-    mean_rank = {name: _mean_rank(name, column_ranks) for name in entries}
+    mean_rank = {name: mean_rank_of(name, column_ranks) for name in entries}
     order = sorted(entries, key=lambda name: (mean_rank[name], *_alphabetical(entries[name])))
     return SuiteScore(
         suite=suite,
@@ -241,7 +234,8 @@ def _rank(entries: Mapping[str, EntryScore], env: str) -> dict[str, int]:
     return dict(zip(present, places, strict=True))
 
 
-def _mean_rank(name: str, column_ranks: Mapping[str, Mapping[str, int]]) -> float:
+def mean_rank_of(name: str, column_ranks: Mapping[str, Mapping[str, int]]) -> float:
+    """Mean of an entry's ranks; a column that it lacks counts as one place behind all others."""
     places = [
         by_entry.get(name, len(by_entry) + 1) for by_entry in column_ranks.values() if by_entry
     ]

@@ -1,16 +1,11 @@
-"""Submissions: made from run folders, and validated without trusting or executing anything.
-
-leaderboards/<suite>/<entry>/
-    entry.toml                     what is said about the method
-    predictions/seed-<n>.parquet   one file per meta-training seed, at most 3 MB
-    checkpoints/seed-<n>.safetensors and .json   optional
-"""
+"""Submissions: made from run folders; ``reading`` has their files and how they are validated."""
 
 import dataclasses
+import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,151 +15,41 @@ import numpy as np
 from icl_bench import catalog
 from icl_bench.evaluation import protocol
 from icl_bench.evaluation.result import SCORER_VERSION, Result
-from icl_bench.leaderboard.checks import (
-    check_document,
-    check_fingerprints,
-    check_layout,
-    check_seeds,
-    read_toml,
-)
+from icl_bench.evaluation.text_protocol import text_fingerprint
+from icl_bench.leaderboard import text_submission
 from icl_bench.leaderboard.entry import EntryInfo, to_toml
-from icl_bench.leaderboard.predictions import (
-    SPLIT,
-    Predictions,
-    episode_counts,
-    read_predictions,
-    write_predictions,
+from icl_bench.leaderboard.predictions import SPLIT, episode_counts, write_predictions
+from icl_bench.leaderboard.reading import (
+    Submission,
+    load_runs,
+    misplaced,
+    read_entries,
+    read_submission,
+    validate,
 )
-from icl_bench.leaderboard.runs import Run, check_one_method, load_run, results_by_seed
+from icl_bench.leaderboard.runs import (
+    AnyResult,
+    Run,
+    check_one_method,
+    load_run,
+    results_by_seed,
+    text_by_seed,
+)
+from icl_bench.leaderboard.suites import AnySuite, any_suite
+from icl_bench.leaderboard.text_predictions import write_text_predictions
+
+__all__ = [
+    "Submission",
+    "load_runs",
+    "make_submission",
+    "read_entries",
+    "read_submission",
+    "scorable_envs",
+    "validate",
+]
 
 # The learner's weights in a run folder.
 WEIGHTS = "learner.safetensors"
-
-
-@dataclasses.dataclass(frozen=True)
-class Submission:
-    """A submission that was read.
-
-    Attributes:
-        path: Its folder.
-        entry: About the method; ``seed`` is the lowest one, ``gpu_hours`` those of all seeds.
-            None if entry.toml is wrong.
-        suite: None if unknown.
-        predictions: Meta-training seed → environment id → predictions.
-        fingerprints: Environment id → evaluation fingerprint, as handed in.
-        problems: Everything wrong with it; empty if nothing.
-        outdated: Why its numbers cannot be compared with those of this version; empty if they can.
-    """
-
-    path: Path
-    entry: EntryInfo | None
-    suite: catalog.Suite | None
-    predictions: Mapping[int, Mapping[str, Predictions]]
-    fingerprints: Mapping[str, str]
-    problems: tuple[str, ...]
-    outdated: tuple[str, ...]
-
-    def results(self) -> dict[str, list[Result]]:
-        """Environment id → one result per seed, with the labels of the frozen episodes.
-
-        Raises:
-            ValueError: If the submission has problems or is outdated, naming all.
-        """
-        if self.problems or self.outdated or self.suite is None:
-            reasons = "; ".join(self.problems + self.outdated)
-            raise ValueError(f"{self.path} cannot be scored: {reasons}")
-        found: dict[str, list[Result]] = {}
-        for by_env in self.predictions.values():
-            for env, predictions in by_env.items():
-                num_episodes = len(predictions.prediction)
-                result = Result(
-                    env=env,
-                    split=SPLIT,
-                    fingerprint=self.fingerprints[env],
-                    seed=0,
-                    env_kwargs={},
-                    episode=np.arange(num_episodes),
-                    task=protocol.frozen_tasks(num_episodes, self.suite.episodes_per_task),
-                    label=protocol.frozen_labels(env, num_episodes),
-                    prediction=predictions.prediction,
-                    log_probs=predictions.log_probs,
-                )
-                found.setdefault(env, []).append(result)
-        return {env: found[env] for env in self.suite.envs if env in found}
-
-
-def validate(path: str | os.PathLike[str]) -> list[str]:
-    """Everything that is wrong with a submission, one sentence each; empty if it is valid.
-
-    Raises:
-        FileNotFoundError: If there is no such folder.
-    """
-    submission = read_submission(path)
-    return [*submission.problems, *submission.outdated]
-
-
-def read_submission(path: str | os.PathLike[str]) -> Submission:
-    """Read and check a submission; what is wrong is in ``problems`` and ``outdated``.
-
-    Raises:
-        FileNotFoundError: If there is no such folder.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        raise FileNotFoundError(f"no submission at {path}: there is no such folder")
-    seed_files, problems = check_layout(path)
-    outdated: list[str] = []
-    document, complaints = read_toml(path)
-    entry, suite = None, None
-    if document is not None:
-        entry, suite, outdated, complaints = check_document(document, path.resolve().name)
-    problems += [f"entry.toml: {complaint}" for complaint in complaints]
-    predictions: dict[int, Mapping[str, Predictions]] = {}
-    fingerprints: Mapping[str, str] = {}
-    if suite is not None and document is not None:
-        for seed, file in sorted(seed_files.items()):
-            found, complaints = read_predictions(file, suite)
-            predictions[seed] = {} if complaints else found
-            problems += [f"predictions/{file.name}: {complaint}" for complaint in complaints]
-        problems += check_seeds(document, predictions, seed_files)
-        fingerprints = document.get("fingerprints", {})
-        complaints, more = check_fingerprints(fingerprints, predictions)
-        problems, outdated = problems + complaints, outdated + more
-        problems += _misplaced(path, suite)
-    return Submission(
-        path, entry, suite, predictions, fingerprints, tuple(problems), tuple(outdated)
-    )
-
-
-def _misplaced(path: Path, suite: catalog.Suite) -> list[str]:
-    """What is wrong with the folder that a submission lies in."""
-    folder = path.resolve().parent.name
-    if folder != suite.name and any(folder == row.name for row in catalog.SUITES):
-        return [f"belongs to {suite.name}: move it from {folder} to that folder"]
-    return []
-
-
-def load_runs(paths: Sequence[str | os.PathLike[str]]) -> list[Run]:
-    """Read run folders, and submissions as if each of their seeds were a run.
-
-    Raises:
-        FileNotFoundError: If a folder is neither.
-        ValueError: If a folder has something wrong with it.
-    """
-    runs = []
-    for path in map(Path, paths):
-        if not (path / "entry.toml").is_file():
-            runs.append(load_run(path))
-            continue
-        submission = read_submission(path)
-        results = submission.results()
-        assert submission.entry is not None  # results() raises for whatever has problems
-        assert submission.suite is not None
-        for i, seed in enumerate(submission.predictions):
-            entry = dataclasses.replace(submission.entry, seed=seed)
-            found = tuple(by_seed[i] for by_seed in results.values())
-            runs.append(Run(path, entry, submission.suite.name, found))
-    return runs
 
 
 def scorable_envs(suite: catalog.Suite) -> list[str]:
@@ -191,7 +76,9 @@ def make_submission(
     """Make a submission from the run folders of one method; nothing is written if it is refused.
 
     Environments whose frozen labels are not pinned (``scorable_envs``) cannot be scored by this
-    version, so they are neither needed nor handed in.
+    version, so they are neither needed nor handed in; the same holds of text tasks without frozen
+    answers. Runs of a text suite are each meta-trained on the environment that they were evaluated
+    on; the entry then names the suite as its environment of meta-training.
 
     Args:
         runs: Run folders, one or more per meta-training seed.
@@ -200,7 +87,7 @@ def make_submission(
         suite: Suite.
         allow_missing: Hand in some of the suite's environments only; the others stay a dash.
         checkpoints: Hand in the runs' ``learner.safetensors``, too, so that anyone can run the
-            learner again.
+            learner again; not for text suites.
         **overrides: Fields of ``EntryInfo`` to say otherwise than the runs do.
 
     Raises:
@@ -209,38 +96,70 @@ def make_submission(
         ValueError: If runs do not fit each other, the suite or the frozen episodes, with the
             reason.
     """
-    out, row = Path(out), protocol.suite(suite)
+    out, row = Path(out), any_suite(suite)
     if out.exists() or out.is_symlink():
         raise FileExistsError(f"{out} exists already: give another folder, or remove it first")
-    if complaints := _misplaced(out, row):
+    if complaints := misplaced(out, row):
         raise ValueError(f"{out} {complaints[0]}")
     loaded = [load_run(run) for run in runs]
-    entry = _common_entry(loaded, out.name, overrides)
-    by_seed = results_by_seed(loaded, SPLIT)
-    scorable = scorable_envs(row)
-    complete: dict[int, list[Result]] = {}
-    for seed in sorted({run.entry.seed for run in loaded}):
-        found = by_seed.get(seed, {})
-        missing = [env for env in scorable if env not in found]
-        complete[seed] = [found[env] for env in scorable if env in found]
-        if not complete[seed]:
-            raise ValueError(f"no run with seed {seed} has results of {suite}: evaluate it first")
-        if missing and not allow_missing:
-            raise ValueError(
-                f"seed {seed} lacks {', '.join(missing)} of {suite}: evaluate them, or hand in "
-                "without them (--allow-missing)"
-            )
-        for result in complete[seed]:
-            _check_frozen(result, row)
+    entry = _common_entry(loaded, row, out.name, overrides)
+    seeds = sorted({run.entry.seed for run in loaded})
+    files: dict[int, Callable[[Path], None]] = {}
+    fingerprints: dict[str, str] = {}
+    if isinstance(row, catalog.TextSuite):
+        text = text_by_seed(loaded)
+        wanted = text_submission.wanted_envs(text, row)
+        for seed, found in _complete(seeds, text, wanted, row, allow_missing).items():
+            frozen = [text_submission.frozen_part(result, row) for result in found]
+            files[seed] = functools.partial(write_text_predictions, results=frozen)
+            fingerprints |= {result.env: text_fingerprint(result.env) for result in frozen}
+    else:
+        vectors = _complete(
+            seeds, results_by_seed(loaded, SPLIT), scorable_envs(row), row, allow_missing
+        )
+        for seed, results in vectors.items():
+            for result in results:
+                _check_frozen(result, row)
+            files[seed] = functools.partial(write_predictions, results=results)
+            fingerprints |= {result.env: result.fingerprint for result in results}
+    if checkpoints and isinstance(row, catalog.TextSuite):
+        raise ValueError("weights of language models are too large: hand in without --checkpoints")
     weights = {}
     for run in loaded if checkpoints else ():
         weights[run.entry.seed] = run.path / WEIGHTS
         if not weights[run.entry.seed].is_file():
             raise FileNotFoundError(f"{run.path} has no {WEIGHTS}: hand in without --checkpoints")
-    return _write(out, entry, row, complete, weights)
+    return _write(out, entry, row, fingerprints, files, weights)
 
 
-def _common_entry(runs: Sequence[Run], name: str, overrides: Mapping[str, Any]) -> EntryInfo:
+def _complete(
+    seeds: Sequence[int],
+    by_seed: Mapping[int, Mapping[str, AnyResult]],
+    wanted: Sequence[str],
+    suite: AnySuite,
+    allow_missing: bool,
+) -> dict[int, list[AnyResult]]:
+    """Seed → its results on the wanted environments, in their order."""
+    complete = {}
+    for seed in seeds:
+        found = by_seed.get(seed, {})
+        missing = [env for env in wanted if env not in found]
+        complete[seed] = [found[env] for env in wanted if env in found]
+        if not complete[seed]:
+            raise ValueError(
+                f"no run with seed {seed} has results of {suite.name}: evaluate it first"
+            )
+        if missing and not allow_missing:
+            raise ValueError(
+                f"seed {seed} lacks {', '.join(missing)} of {suite.name}: evaluate them, or hand "
+                "in without them (--allow-missing)"
+            )
+    return complete
+
+
+def _common_entry(
+    runs: Sequence[Run], suite: AnySuite, name: str, overrides: Mapping[str, Any]
+) -> EntryInfo:
     """The entry that all runs agree on."""
     if not runs:
         raise ValueError("give at least one run folder")
@@ -252,11 +171,16 @@ def _common_entry(runs: Sequence[Run], name: str, overrides: Mapping[str, Any]) 
     seeds = sorted({run.entry.seed for run in runs})
     if overrides.get("deterministic", first["deterministic"]) and len(seeds) > 1:
         raise ValueError(f"{first['name']} is deterministic: give runs of one seed, not {seeds}")
+    if isinstance(suite, catalog.TextSuite):
+        first["code"] = text_submission.common_code(runs[0])
+        if "meta_train" not in overrides:
+            first["meta_train"] = text_submission.common_meta_train(runs, suite)
     # Several runs of one seed are evaluations of one meta-training, whose hours count once.
-    hours: dict[int, float | None] = {}
+    hours: dict[tuple[int, str | None], float | None] = {}
     for run in runs:
-        known, told_hours = hours.get(run.entry.seed), run.entry.gpu_hours
-        hours[run.entry.seed] = told_hours if known is None else max(known, told_hours or 0.0)
+        key, told_hours = (run.entry.seed, run.entry.meta_train), run.entry.gpu_hours
+        known = hours.get(key)
+        hours[key] = told_hours if known is None else max(known, told_hours or 0.0)
     total = [hour for hour in hours.values() if hour is not None]
     merged = first | {
         "name": name,
@@ -292,31 +216,41 @@ def _check_frozen(result: Result, suite: catalog.Suite) -> None:
 def _write(
     out: Path,
     entry: EntryInfo,
-    suite: catalog.Suite,
-    results: Mapping[int, list[Result]],
+    suite: AnySuite,
+    fingerprints: Mapping[str, str],
+    files: Mapping[int, Callable[[Path], None]],
     weights: Mapping[int, Path],
 ) -> Path:
-    """Build the folder beside its place, validate it, and rename it."""
+    """Build the folder beside its place, validate it, and rename it.
+
+    Args:
+        out: Folder of the submission.
+        entry: About the method.
+        suite: Suite.
+        fingerprints: Environment id → evaluation fingerprint.
+        files: Meta-training seed → what writes its file of predictions.
+        weights: Meta-training seed → the learner's weights.
+    """
     fields = {key: value for key, value in entry.to_dict().items() if value is not None}
     kwargs = fields.pop("meta_train_kwargs")
     del fields["seed"]
     document = {
         "suite": suite.name,
         **fields,
-        "seeds": list(results),
+        "seeds": list(files),
         "scorer_version": SCORER_VERSION,
         "package_version": metadata.version("icl-bench"),
         # TOML has no null.
         "meta_train_kwargs": {k: "none" if v is None else v for k, v in sorted(kwargs.items())},
-        "fingerprints": {r.env: r.fingerprint for by_env in results.values() for r in by_env},
+        "fingerprints": dict(fingerprints),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".icl-bench-", dir=out.parent) as scratch:
         built = Path(scratch) / out.name
         (built / "predictions").mkdir(parents=True)
         (built / "entry.toml").write_text(to_toml(document), encoding="utf-8", newline="\n")
-        for seed, by_env in results.items():
-            write_predictions(built / "predictions" / f"seed-{seed}.parquet", by_env)
+        for seed, write in files.items():
+            write(built / "predictions" / f"seed-{seed}.parquet")
         for seed, file in weights.items():
             (built / "checkpoints").mkdir(exist_ok=True)
             shutil.copyfile(file, built / "checkpoints" / f"seed-{seed}.safetensors")

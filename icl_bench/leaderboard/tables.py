@@ -1,72 +1,18 @@
-"""Tables of scores as rows of text, and the cleaning of text that strangers wrote."""
+"""Tables of scores for the terminal, straight from run folders."""
 
-import dataclasses
-import math
-import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 
 from icl_bench import catalog
 from icl_bench.episodes import Split
 from icl_bench.evaluation import protocol
 from icl_bench.evaluation.result import Result
-from icl_bench.evaluation.statistics import Interval
-from icl_bench.leaderboard.entry import HIDDEN
+from icl_bench.leaderboard.formatting import DASH, percent, plain_table, plus_minus
 from icl_bench.leaderboard.predictions import SPLIT, episode_counts
-from icl_bench.leaderboard.runs import Run, check_one_method, results_by_seed
-from icl_bench.leaderboard.scoring import ColumnScore, EntryScore, score_column
+from icl_bench.leaderboard.runs import Run, methods_of, results_by_seed
+from icl_bench.leaderboard.scoring import ColumnScore, score_column
+from icl_bench.leaderboard.suites import any_suite
+from icl_bench.leaderboard.text_tables import board_from_text_runs
 from icl_bench.registration import registry
-
-DASH = "–"
-
-# Characters that Markdown, its HTML and its automatic links give a meaning.
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&:@])")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-
-
-def clean_text(text: str) -> str:
-    """One line of text without control, bidirectional and other hidden characters."""
-    shown = "".join(
-        " " if c in "\t\r\n\x0b\x0c" or unicodedata.category(c) in ("Zl", "Zp") else c
-        for c in text
-        if c in "\t\r\n\x0b\x0c" or unicodedata.category(c) not in HIDDEN - {"Zl", "Zp"}
-    )
-    return " ".join(shown.split())
-
-
-def markdown_text(text: str) -> str:
-    """Text that Markdown shows as it is: no markup, HTML, table cell or link comes of it."""
-    escaped = _MARKDOWN.sub(r"\\\1", clean_text(text))
-    return re.sub(r"(?i)(www)\.", r"\1\\.", escaped)  # GitHub links these without a scheme
-
-
-def csv_text(text: str) -> str:
-    """Text that no spreadsheet takes for a formula: such a text begins with an apostrophe."""
-    text = clean_text(text)
-    return "'" + text if text.startswith(_FORMULA) else text
-
-
-def percent(value: float, digits: int = 1) -> str:
-    """An accuracy in [0, 1] as percent."""
-    return f"{100 * value:.{digits}f}"
-
-
-def signed(value: float) -> str:
-    """A difference of accuracies in percentage points; no sign where it rounds to zero."""
-    text = f"{100 * value:+.1f}"
-    return "0.0" if float(text) == 0 else text.replace("-", "−")
-
-
-def plus_minus(interval: Interval, shown: str | None = None) -> str:
-    """``mean ± half-width`` in percent; the mean alone if there is no interval."""
-    shown = percent(interval.mean) if shown is None else shown
-    half = interval.half_width
-    return shown if math.isnan(half) else f"{shown} ± {percent(half)}"
-
-
-def number(value: int | None) -> str:
-    """A count with thousands separated, or a dash."""
-    return DASH if value is None else f"{value:,}"
 
 
 def headers(envs: Sequence[str]) -> tuple[list[str], str]:
@@ -75,15 +21,6 @@ def headers(envs: Sequence[str]) -> tuple[list[str], str]:
     if len(endings) == 1:
         return [env.partition("-")[0] for env in envs], "-" + endings.pop()
     return list(envs), ""
-
-
-def seeds_text(score: EntryScore, suite: catalog.Suite) -> str:
-    """Number of meta-training seeds, beside the number asked for if it is less."""
-    if score.entry.deterministic:
-        return "deterministic"
-    count = len(score.seeds)
-    wanted = suite.meta_train_seeds
-    return f"{count} of {wanted}" if count < wanted else str(count)
 
 
 def seed_rows(
@@ -98,53 +35,6 @@ def seed_rows(
         over = [columns[e].over_seeds if e in columns else None for e in envs]
         rows.append([title, "mean ± over seeds", *(plus_minus(o) if o else DASH for o in over)])
     return rows
-
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """The runs that make one row of a table, or one line of a figure.
-
-    Attributes:
-        name: Short name; with the suite where runs of one name differ between suites.
-        title: For people; with the name where titles repeat.
-        runs: Its runs, one or more per meta-training seed.
-    """
-
-    name: str
-    title: str
-    runs: tuple[Run, ...]
-
-
-def methods_of(runs: Sequence[Run]) -> list[Method]:
-    """Group runs by method, in the order of their first runs.
-
-    Runs of one name but with other settings are kept apart if they were evaluated for different
-    suites.
-
-    Raises:
-        ValueError: If runs of one name and suite are not of one method, saying where they differ.
-    """
-    by_name: dict[str, list[Run]] = {}
-    for run in runs:
-        by_name.setdefault(run.entry.name, []).append(run)
-    groups: list[tuple[str, list[Run]]] = []
-    for name, named in by_name.items():
-        by_suite: dict[str | None, list[Run]] = {}
-        for run in named:
-            by_suite.setdefault(run.suite, []).append(run)
-        try:
-            check_one_method(named)
-        except ValueError:
-            for part in by_suite.values():
-                check_one_method(part)
-            groups += [(f"{name}, {suite or 'no suite'}", part) for suite, part in by_suite.items()]
-        else:
-            groups.append((name, named))
-    titles = [clean_text(part[0].entry.title) for _, part in groups]
-    return [
-        Method(name, f"{title} ({name})" if titles.count(title) > 1 else title, tuple(part))
-        for title, (name, part) in zip(titles, groups, strict=True)
-    ]
 
 
 def columns_of(
@@ -180,7 +70,9 @@ def columns_of(
 
 
 def board_from_runs(runs: Sequence[Run], suite: str | None = None, split: Split = SPLIT) -> str:
-    """A table for the terminal, straight from run folders.
+    """Tables for the terminal, straight from run folders.
+
+    Runs with results on text have tables of their own, see ``text_tables``.
 
     Several runs of one method are its meta-training seeds. Nothing is ranked: ranks need the
     frozen episodes, see ``icl-bench submit`` and ``icl-bench board``.
@@ -189,14 +81,24 @@ def board_from_runs(runs: Sequence[Run], suite: str | None = None, split: Split 
         runs: Run folders that were read.
         suite: Show this suite's environments only; by default the suite that all runs name, or
             all environments that there are if they name none or several.
-        split: Show results on this split.
+        split: Show results on this split; text has ``unseen`` alone.
 
     Raises:
         ValueError: If there is nothing to show, runs of one name differ in their settings, or
             seeds of a method are not about identical episodes.
     """
-    from tabulate import tabulate
+    texts = [run for run in runs if run.text]
+    if suite is not None and isinstance(any_suite(suite), catalog.TextSuite):
+        return board_from_text_runs(runs, suite)
+    if suite is None and texts and split == SPLIT:
+        others = [run for run in runs if run.results or not run.text]
+        tables = [_vector_board(others, suite, split)] if others else []
+        return "\n\n".join([*tables, board_from_text_runs(texts, suite)])
+    return _vector_board(runs, suite, split)
 
+
+def _vector_board(runs: Sequence[Run], suite: str | None, split: Split) -> str:
+    """A table of results on vectors."""
     row, envs = columns_of(runs, suite, split)
     counts = (
         (protocol.FROZEN_EPISODES, protocol.EXTENDED_EPISODES)
@@ -234,14 +136,9 @@ def board_from_runs(runs: Sequence[Run], suite: str | None = None, split: Split 
     last = f"accuracy (%) at the last step, {split} tasks; ± is the 95 % interval over tasks"
     parts = [
         f"{last}{f'; columns are <name>{ending}' if ending else ''}",
-        tabulate(rows, headers=["method", *short], tablefmt="simple", disable_numparse=True),
+        plain_table(["method", *short], rows),
         "every meta-training seed",
-        tabulate(
-            by_seed_rows,
-            headers=["method", "seed", *short],
-            tablefmt="simple",
-            disable_numparse=True,
-        ),
+        plain_table(["method", "seed", *short], by_seed_rows),
         *notes,
     ]
     return "\n\n".join(parts)

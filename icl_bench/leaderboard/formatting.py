@@ -1,0 +1,114 @@
+"""Numbers and texts as cells of tables, and the cleaning of text that strangers wrote."""
+
+import math
+import re
+import unicodedata
+from collections.abc import Sequence
+
+from icl_bench.evaluation.statistics import Interval
+from icl_bench.leaderboard.entry import HIDDEN, NOT_STATED, EntryInfo
+from icl_bench.leaderboard.suites import AnySuite
+
+DASH = "–"
+
+# Characters that Markdown, its HTML and its automatic links give a meaning.
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&:@])")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def clean_text(text: str) -> str:
+    """One line of text without control, bidirectional and other hidden characters."""
+    shown = "".join(
+        " " if c in "\t\r\n\x0b\x0c" or unicodedata.category(c) in ("Zl", "Zp") else c
+        for c in text
+        if c in "\t\r\n\x0b\x0c" or unicodedata.category(c) not in HIDDEN - {"Zl", "Zp"}
+    )
+    return " ".join(shown.split())
+
+
+def markdown_text(text: str) -> str:
+    """Text that Markdown shows as it is: no markup, HTML, table cell or link comes of it."""
+    escaped = _MARKDOWN.sub(r"\\\1", clean_text(text))
+    return re.sub(r"(?i)(www)\.", r"\1\\.", escaped)  # GitHub links these without a scheme
+
+
+def csv_text(text: str) -> str:
+    """Text that no spreadsheet takes for a formula: such a text begins with an apostrophe."""
+    text = clean_text(text)
+    return "'" + text if text.startswith(_FORMULA) else text
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """An accuracy in [0, 1] as percent."""
+    return f"{100 * value:.{digits}f}"
+
+
+def signed(value: float) -> str:
+    """A difference of accuracies in percentage points; no sign where it rounds to zero."""
+    text = f"{100 * value:+.1f}"
+    return "0.0" if float(text) == 0 else text.replace("-", "−")
+
+
+def plus_minus(interval: Interval, shown: str | None = None) -> str:
+    """``mean ± half-width`` in percent; the mean alone if there is no interval."""
+    shown = percent(interval.mean) if shown is None else shown
+    half = interval.half_width
+    return shown if math.isnan(half) else f"{shown} ± {percent(half)}"
+
+
+def number(value: int | None) -> str:
+    """A count with thousands separated, or a dash."""
+    return DASH if value is None else f"{value:,}"
+
+
+def seeds_text(entry: EntryInfo, count: int, suite: AnySuite) -> str:
+    """Number of meta-training seeds, beside the number asked for if it is less."""
+    if entry.deterministic:
+        return "deterministic"
+    wanted = suite.meta_train_seeds
+    return f"{count} of {wanted}" if count < wanted else str(count)
+
+
+def entry_title(entry: EntryInfo, entries: Sequence[EntryInfo]) -> str:
+    """Title as Markdown, and the name where titles repeat."""
+    title, name = markdown_text(entry.title), entry.name
+    same = [e for e in entries if clean_text(e.title) == clean_text(entry.title)]
+    return f"{title} ({name})" if len(same) > 1 else title
+
+
+def linked_title(
+    entry: EntryInfo, entries: Sequence[EntryInfo], suite: str, meta_train: str
+) -> str:
+    """Title with a link to what was handed in, and marks for what sets the entry apart.
+
+    Args:
+        entry: About the method.
+        entries: About all methods of the board.
+        suite: Suite.
+        meta_train: What the suite's entries are meta-trained on.
+    """
+    external = entry.external_data.strip().casefold()
+    marks = {
+        "reference": entry.kind == "reference",
+        "other meta-training": entry.meta_train not in (None, meta_train),
+        "external data": external not in ("none", NOT_STATED),
+        "external data not stated": external == NOT_STATED,
+    }
+    told = ", ".join(f"*{mark}*" for mark, applies in marks.items() if applies)
+    link = f"[{entry_title(entry, entries)}]({suite}/{entry.name}/entry.toml)"
+    return f"{link} {told}" if told else link
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
+    """A Markdown table; the first columns are aligned left, the others right."""
+    from tabulate import tabulate
+
+    align = ["left"] * left + ["right"] * (len(columns) - left)
+    return tabulate(rows, columns, tablefmt="pipe", disable_numparse=True, colalign=align)
+
+
+def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table for the terminal."""
+    from tabulate import tabulate
+
+    return tabulate(rows, headers=columns, tablefmt="simple", disable_numparse=True)

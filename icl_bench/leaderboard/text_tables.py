@@ -1,0 +1,100 @@
+"""Tables for the terminal of results on text, straight from run folders."""
+
+from collections.abc import Mapping, Sequence
+
+from icl_bench.data.text import DEMO_SEEDS, NUM_DEMOS
+from icl_bench.envs.text_source import Domain
+from icl_bench.evaluation.text_protocol import text_checksum, text_suite
+from icl_bench.evaluation.text_result import TaskResult, TextResult
+from icl_bench.leaderboard.formatting import DASH, plain_table
+from icl_bench.leaderboard.runs import Run, methods_of, text_by_seed
+from icl_bench.leaderboard.text_render import text_cell
+from icl_bench.leaderboard.text_scoring import (
+    DOMAINS,
+    TextColumn,
+    domain_tasks,
+    frozen_tasks,
+    score_methods,
+)
+from icl_bench.registration import find_text_spec, registry
+
+
+def board_from_text_runs(runs: Sequence[Run], suite: str | None = None) -> str:
+    """Tables of all test tasks and of those of unseen domains; nothing is ranked.
+
+    Several runs of one method are its meta-training seeds and its settings.
+
+    Args:
+        runs: Run folders that were read.
+        suite: Show this text suite's settings only.
+
+    Raises:
+        ValueError: If there is nothing to show, runs of one name differ in their settings, or
+            seeds of a method are not about the same queries.
+    """
+    found = [result.env for run in runs for result in run.text]
+    known = list(registry) if suite is None else list(text_suite(suite).envs)
+    envs = [env for env in known if env in found]
+    if not envs:
+        raise ValueError(
+            f"no results on text{f' of {suite}' if suite else ''} in "
+            f"{', '.join(str(run.path) for run in runs) or 'no runs'}: evaluate them first"
+        )
+    methods = methods_of([run for run in runs if run.text])
+    results: dict[str, dict[str, list[TextResult]]] = {}
+    notes: list[str] = []
+    for method in sorted(methods, key=lambda method: method.name):
+        by_seed = text_by_seed(method.runs)
+        results[method.title] = by_env = {
+            env: [found[env] for found in by_seed.values() if env in found] for env in envs
+        }
+        for env, of_seeds in by_env.items():
+            told = _notes(of_seeds, len(by_seed)) if of_seeds else []
+            notes += [f"{method.name}: {env}: {note}" for note in told]
+    settings = list(dict.fromkeys(find_text_spec(env).setting for env in envs))
+    parts = ["macro-F1 or accuracy (%): mean over demonstration seeds ± 95 % interval / worst"]
+    for domain, words in DOMAINS.items():
+        columns = {setting: _columns(results, setting, domain) for setting in settings}
+        rows = [
+            [title, view, *cells]
+            for title in results
+            for view in ("direct", "channel")
+            if set(cells := [text_cell(columns[s].get((title, view))) for s in settings]) != {DASH}
+        ]
+        if rows:
+            parts += [words, plain_table(["method", "view", *settings], rows)]
+    return "\n\n".join([*parts, *notes])
+
+
+def _columns(
+    results: Mapping[str, Mapping[str, Sequence[TextResult]]], setting: str, domain: Domain
+) -> dict[tuple[str, str], TextColumn]:
+    """(title of the method, view) → score on one setting and domain."""
+    answered: dict[tuple[str, str], list[list[TaskResult]]] = {}
+    for title, by_env in results.items():
+        for env, of_seeds in by_env.items():
+            spec, tasks = find_text_spec(env), [domain_tasks(r, domain) for r in of_seeds]
+            if spec.setting == setting and any(tasks):
+                answered[title, spec.prompt_view] = tasks
+    return score_methods(answered, setting, domain)
+
+
+def _notes(of_seeds: Sequence[TextResult], num_seeds: int) -> list[str]:
+    """What a reader must know of one method's numbers on one environment."""
+    first, notes = of_seeds[0], []
+    if len(of_seeds) < num_seeds:
+        notes.append(f"only {len(of_seeds)} of {num_seeds} meta-training seeds have it.")
+    if not first.full:
+        notes.append(f"{first.coverage}.")
+    if (first.labels, first.k, first.demo_seeds) != ("true", NUM_DEMOS, DEMO_SEEDS):
+        seeds = ", ".join(map(str, first.demo_seeds))
+        notes.append(
+            f"not the standard evaluation: {first.labels} labels, {first.k} demonstrations, "
+            f"seeds {seeds}."
+        )
+    frozen = frozen_tasks(find_text_spec(first.env).setting, "all")
+    checksums = {task.task: task.checksum for task in first.tasks if task.task in frozen}
+    changed = [task for task, checksum in checksums.items() if checksum != text_checksum(task)]
+    if changed:
+        notes.append(f"other data than the frozen ones: {', '.join(changed)}.")
+    return notes
