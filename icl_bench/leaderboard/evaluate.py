@@ -30,8 +30,10 @@ def add_evaluate(subparsers: Parsers) -> None:
   icl-bench evaluate 1-nn --suite digits-v0
   icl-bench evaluate logistic-regression --env MNIST-Proj8-v0
   icl-bench evaluate my_package.my_module:my_learner --suite table2-proj8-v0 --missing skip
+  icl-bench evaluate majority --suite textmini-v0
 A learner is chance, 1-nn, logistic-regression, or module:name of your own callable
-(x [B, T, D], prev_y [B, T]) -> logits [B, T, C], which is imported.""",
+(x [B, T, D], prev_y [B, T]) -> logits [B, T, C], which is imported. On text it is chance, majority,
+1-nn (of words), or a callable: list of TextEpisode -> a number for every option of each.""",
     )
     evaluate.add_argument("learner", metavar="LEARNER")
     where = evaluate.add_mutually_exclusive_group(required=True)
@@ -125,6 +127,13 @@ def _at_hand(args: argparse.Namespace, envs: tuple[str, ...]) -> list[str]:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    from icl_bench.leaderboard.suites import any_suite
+    from icl_bench.leaderboard.text_evaluate import evaluate_text_run, is_text
+
+    if args.suite:
+        any_suite(args.suite)  # names them all where there is none
+    if is_text(args):
+        return evaluate_text_run(args)
     from icl_bench.envs.source import check_device
     from icl_bench.evaluation.learner import REFERENCES, LearnerError
     from icl_bench.evaluation.protocol import evaluate, evaluation_fingerprint, suite
