@@ -1,6 +1,7 @@
 """evaluate_text, its learners and results, frozen answers, and text on the command line."""
 
 import dataclasses
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -342,9 +343,42 @@ def test_sample(run, tmp_path: Path) -> None:
     assert path.read_text(encoding="utf-8") == out
 
 
+def test_evaluate_writes_a_run(run, tmp_path: Path) -> None:
+    status, out, _ = run("evaluate", "majority", "--suite", "textmini-v0", "--runs", tmp_path)
+    assert status == 0
+    (path,) = tmp_path.iterdir()
+    assert out.endswith(f"{path}\n")
+    found = icl_bench.TextResult.load(next((path / "results").iterdir()))
+    expected = icl_bench.evaluate_text(icl_bench.MajorityLabel(), MINI)
+    assert found.summary() == expected.summary()
+    meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+    assert (meta["suite"], meta["entry"]["kind"]) == ("textmini-v0", "reference")
+    assert meta["fingerprints"] == {MINI: text_fingerprint(MINI)}
+
+
+def test_evaluate_takes_the_users_own_learner(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_text.py").write_text(
+        "import numpy\n"
+        "learner = lambda episodes: [numpy.arange(len(e.query.options)) for e in episodes]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    runs = tmp_path / "runs"
+    assert run("evaluate", "own_text:learner", "--env", MINI, "--runs", runs)[0] == 0
+    (path,) = runs.iterdir()
+    result = icl_bench.TextResult.load(next((path / "results").iterdir()))
+    for task in result.tasks:  # the last option
+        assert (task.prediction == text_options(task.task) - 1).all()
+
+
 @pytest.mark.parametrize(
     ("args", "reason"),
     [
+        (("evaluate", "majority", "--suite", "text-v0"), "digits-v0, metaicl-v0, textmini-v0"),
+        (("evaluate", "logistic", "--env", MINI), "give chance, majority, 1-nn or module:name"),
+        (("evaluate", "1-nn", "--env", MINI, "--split", "seen"), "on --split unseen, not seen"),
+        (("evaluate", "1-nn", "--env", "HRtoLR-ICL-v0"), "quarel is not at hand"),
         (("sample", MINI, "--split", "seen"), "split must be train or val or unseen, not 'seen'"),
         (("sample", MINI, "--episode", "-3"), "episode ids must be in"),
         (("sample", MINI, "--split", "unseen", "--episode", "1900"), "there is no query 1900"),
