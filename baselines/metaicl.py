@@ -71,12 +71,14 @@ def cpu() -> Config:
         preset="cpu",
         env="TextMini-ICL-v0",
         model=TINY,
+        k=8,
         train_on="demonstrations",
-        steps=1000,
-        batch_size=4,
+        steps=3500,
+        batch_size=8,
         batches=1,
-        lr=2e-3,
-        eval_every=250,
+        lr=3e-3,
+        betas=(0.9, 0.99),
+        eval_every=500,
         checkpoint_every=250,
     )
 

@@ -53,7 +53,7 @@ class TextConfig(common.BaseConfig):
     """bf16 = autocast of matrix products; auto = bf16 on a GPU. Evaluation is always fp32."""
     gradient_checkpointing: bool = False
     """Compute each layer again for its gradient instead of keeping it: less memory, more time."""
-    tiny_steps: int = 1500
+    tiny_steps: int = 300
     """Steps in which tiny learns the train tasks' texts as a plain language model, examples of all
     tasks in random order, before anything else."""
     tiny_batch: int = 8
