@@ -73,7 +73,7 @@ def cpu() -> Config:
         model=TINY,
         k=8,
         train_on="demonstrations",
-        steps=3500,
+        steps=4000,
         batch_size=8,
         batches=1,
         lr=3e-3,

@@ -184,12 +184,12 @@ def test_queries_are_walked_through_and_begin_anew() -> None:
     assert source.num_queries == 19 * 100
     source.load_state_dict({"seed": 0, "next_episode": 1898})
     assert source.take(4).tolist() == [1898, 1899, 0, 1]
-    order = [episode.task for episode in source.episodes(range(0, 1900, 100))]
+    order = [episode.task for episode in source.episodes(range(0, 3300, 100))]
     assert order == list(text_setting("TextMini").test)
-    with pytest.raises(ValueError, match="there is no query 1900: the test tasks have 1900"):
-        source.episodes([1900])
-    with pytest.raises(ValueError, match="there is no query 1900"):
-        icl_bench.make(MINI, split="unseen").reset(options={"episode_id": 1900})
+    with pytest.raises(ValueError, match="there is no query 3300: the test tasks have 3300"):
+        source.episodes([3300])
+    with pytest.raises(ValueError, match="there is no query 3300"):
+        icl_bench.make(MINI, split="unseen").reset(options={"episode_id": 3300})
 
 
 # What an episode shows
@@ -447,7 +447,7 @@ def test_missing_tasks_are_told_with_the_way_out(tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=f"{part} is not at hand: set ICL_BENCH_DATA"):
             icl_bench.make("HRtoLR-ICL-v0", split=split, data_dir=tmp_path)
     source = source_of(data_dir=tmp_path)
-    assert str(source.coverage) == "19 of 19 test tasks, 126 of 126 train tasks"
+    assert str(source.coverage) == "33 of 33 test tasks, 119 of 119 train tasks"
 
 
 def test_a_source_is_freed_with_its_tasks() -> None:

@@ -143,7 +143,7 @@ def test_fewer_queries_are_a_part_of_more(result: TextResult) -> None:
         assert (text_answers(more.task)[more.query] == more.answer).all()
     assert len({tuple(task.query.tolist()) for task in result.tasks}) == 19
     assert not few.full
-    assert few.coverage == "19 of 19 test tasks, 133 of 1,900 queries"
+    assert few.coverage == "33 of 33 test tasks, 133 of 1,900 queries"
 
 
 def test_coverage() -> None:
@@ -227,9 +227,9 @@ def test_golden_fingerprints(monkeypatch: pytest.MonkeyPatch) -> None:
     """They change only together with the version of an environment."""
     ids = [f"{row.base}-{row.view}-v{row.version}" for row in TEXT_ENVIRONMENTS]
     golden = {env_id: text_fingerprint(env_id) for env_id in ids}
-    assert golden[MINI] == "103fcc904ce94903b94d96b4af38e594ef50186af5fb98171b01ee2bde5f1401"
+    assert golden[MINI] == "4b99f388ddb69e325bab27db52abbf6a7af0da08e595f86ab81e823b95d039af"
     assert golden["TextMini-Channel-v0"] == (
-        "bfc8c7bc85e0dbf59427d41a24da63799b6834cd1a60dfa26edec508d937596e"
+        "ea0b70cb436cead1fb0761c3bd88e7a660fda9b1e06f11d7da030d946cae19c7"
     )
     assert len(set(golden.values())) == 16
     frozen = {task: row for task, row in text_protocol._frozen().items() if task != "mini-keys-9"}
@@ -307,7 +307,7 @@ def test_list_says_which_tasks_are_at_hand(run, tmp_path: Path) -> None:
     assert (status, err) == (0, "")
     lines = out.splitlines()
     (mini,) = (line for line in lines if line.startswith("TextMini-ICL-v0 TextMini-Channel-v0"))
-    assert mini.endswith("19 of 19 test tasks, 126 of 126 train tasks")
+    assert mini.endswith("33 of 33 test tasks, 119 of 119 train tasks")
     (other,) = (line for line in lines if line.startswith("QAtoQA-ICL-v0 QAtoQA-Channel-v0"))
     assert other.endswith("0 of 22 test tasks, 0 of 37 train tasks")
     assert [line.split()[-1] for line in lines if line.startswith("metaicl-v0")] == ["14"]
@@ -381,7 +381,7 @@ def test_evaluate_takes_the_users_own_learner(
         (("evaluate", "1-nn", "--env", "HRtoLR-ICL-v0"), "quarel is not at hand"),
         (("sample", MINI, "--split", "seen"), "split must be train or val or unseen, not 'seen'"),
         (("sample", MINI, "--episode", "-3"), "episode ids must be in"),
-        (("sample", MINI, "--split", "unseen", "--episode", "1900"), "there is no query 1900"),
+        (("sample", MINI, "--split", "unseen", "--episode", "3300"), "there is no query 3300"),
         (("sample", "HRtoLR-ICL-v0"), "piqa is not at hand: set ICL_BENCH_DATA"),
         (("sample", "Digits-Proj8-v0"), "is drawn as a picture: give --out episode.png"),
         (("show", "TextMin-ICL-v0"), "did you mean TextMini-ICL-v0"),

@@ -82,7 +82,7 @@ def test_a_score_is_what_the_hand_computes(tmp_path):
     assert column.mean.mean == pytest.approx(np.mean(means))
     assert column.worst.mean == pytest.approx(np.mean(worsts))
     assert column.over_seeds is None
-    assert str(column.coverage) == "19 of 19 tasks, 1,900 of 1,900 queries"
+    assert str(column.coverage) == "33 of 33 tasks, 1,900 of 1,900 queries"
     new = score.entries["two"].columns["new"]["TextMini"]
     assert str(new.coverage) == "6 of 6 tasks, 600 of 600 queries"
     assert new.mean.mean != column.mean.mean
@@ -141,7 +141,7 @@ def test_comparisons_are_paired(tmp_path):
     ("asked", "told", "ranked_new"),
     [
         ({"tasks": TASKS[:-1]}, "18 of 19 tasks, 1,800 of 1,900 queries", False),
-        ({"queries": {TASKS[0]: range(99)}}, "19 of 19 tasks, 1,899 of 1,900 queries", True),
+        ({"queries": {TASKS[0]: range(99)}}, "33 of 33 tasks, 1,899 of 1,900 queries", True),
     ],
 )
 def test_partial_columns_are_shown_and_never_ranked(tmp_path, asked, told, ranked_new):
@@ -290,7 +290,7 @@ def test_csv_and_json_hold_every_number(board):
         seeds = [float(value) for value in row["seed_means"].split()]
         assert sum(seeds) / 3 == pytest.approx(float(row["mean"]), abs=1e-5)
     (few,) = [row for row in rows if row["entry"] == "few"]
-    assert (few["rank"], few["queries"], few["all_queries"]) == ("", "40", "1900")
+    assert (few["rank"], few["queries"], few["all_queries"]) == ("", "40", "3300")
     document = json.loads((board / MINI_SUITE / "board.json").read_text())
     entry = next(e for e in document["entries"] if e["name"] == "good")
     assert entry["columns"]["all"]["TextMini"]["mean"][0] == float(good[0]["mean"])
@@ -365,7 +365,7 @@ def test_partial_hand_ins_are_told(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     runs = text_runs(tmp_path / "runs", seeds=(0,), asked={"queries": 5})
     assert command("submit", *runs, "--suite", MINI_SUITE) == 0
-    told = f"{MINI}: 19 of 19 tasks, 95 of 1,900 queries: shown, but not ranked"
+    told = f"{MINI}: 33 of 33 tasks, 95 of 1,900 queries: shown, but not ranked"
     assert told in capsys.readouterr().out
 
 
@@ -387,7 +387,7 @@ def test_tables_of_runs_tell_what_a_reader_must_know(tmp_path):
         ["FEW", "direct"],
     ]
     assert rows[1][2] == "–"  # NonParaToPara
-    assert "few: TextMini-ICL-v0: 19 of 19 test tasks, 95 of 1,900 queries." in text
+    assert "few: TextMini-ICL-v0: 33 of 33 test tasks, 95 of 1,900 queries." in text
     assert "few: TextMini-ICL-v0: not the standard evaluation: shuffled labels, 16 dem" in text
     only = board_from_runs([load_run(run) for run in [*both, *vectors]], SUITE)
     assert "TextMini" not in only

@@ -5,8 +5,8 @@ to show it. Rules that pairs of tasks hold against each other (one key word with
 same topics under exchanged labels) are on purpose: only the demonstrations tell them apart, so
 an input of a train task may come again in a test task, under another rule.
 
-Train tasks are many, since learning in context needs many (Kirsch et al. 2022, Figure 4): four
-families have further ones that differ in what decides and in their labels.
+Tasks are many, since learning in context needs many (Kirsch et al. 2022, Figure 4): five families
+have further ones that differ in what decides or in their labels.
 
 Three sides: ``train``; ``test``, other rules of the same families; ``unseen-domain``, families
 that no train task has. Examples are drawn with the integers of ``tasks.counter`` under the key
@@ -148,6 +148,8 @@ _OTHERS: tuple[tuple[str, Side, str, Make], ...] = (
     ("sequences-1", "train", "goes up by the same step", rules.sequence(0, 1)),
     ("sequences-2", "train", "goes up by steps that grow by 1", rules.sequence(1, 1)),
     ("sequences-4", "train", "goes up by steps that grow by 2", rules.sequence(2, 1)),
+    ("sequences-5", "train", "goes down by steps that grow by 1", rules.sequence(1, -1)),
+    ("sequences-6", "train", "goes down by steps that grow by 2", rules.sequence(2, -1)),
     ("sequences-3", "test", "goes down by the same step", rules.sequence(0, -1)),
     ("patterns-1", "train", "a b repeated", rules.pattern("ab")),
     ("patterns-2", "train", "a a b repeated", rules.pattern("aab")),
@@ -158,21 +160,27 @@ _OTHERS: tuple[tuple[str, Side, str, Make], ...] = (
     ("picks-2", "train", "the last word", rules.pick(-1)),
     ("picks-3", "train", "the word of another topic", rules.odd),
     ("picks-5", "train", "the third word", rules.pick(2)),
+    ("picks-6", "train", "the first of five words", rules.pick(0, 5)),
+    ("picks-7", "train", "the third of five words", rules.pick(2, 5)),
+    ("picks-8", "train", "the fourth of five words", rules.pick(3, 5)),
+    ("picks-9", "train", "the fourth of six words", rules.pick(3, 6)),
+    ("picks-10", "train", "the last of six words", rules.pick(5, 6)),
     ("picks-4", "test", "the second word", rules.pick(1)),
     ("codes-1", "unseen-domain", "every letter becomes the next", rules.code),
 )
 
 
-# Of the further train tasks: the labels of one after the other, and what their rules are of.
+# Of the further tasks: the labels of one after the other, and what their rules are of. Every fifth
+# is a test task, so that a difference of some points can be told from chance.
 _LABELS = ["dax wug", "lum fep", "zib dax", "wug lum", "fep zib", "dax lum", "zib wug", "lum dax"]
-_LABELS += ["wug fep", "dax zib", "fep wug", "lum zib", "wug dax", "zib lum", "fep dax"]
+_LABELS += ["wug fep", "dax zib", "fep wug", "lum zib", "wug dax", "zib lum", "fep dax", "fep lum"]
 _TOPICS = ("animal", "food", "tool", "body", "clothes", "vehicle", "music")
 _TEST_TOPICS = (("food", "tool"), ("vehicle", "music"))
 _TEST_KEYS = ({"03", "12"}, {"06", "47"})
 
 
 def _further() -> Iterator[tuple[str, Side, str, str, Build]]:
-    """Rows as of ``_CLASSIFICATION``; no rule is one of a test task, whatever its labels."""
+    """Rows as of ``_CLASSIFICATION``, each with another rule or other labels than those above."""
     builds: dict[str, list[tuple[str, Build]]] = {
         "keys": [
             ("one of four words decides", rules.keyed(f"{a}{b}", f"{c}{d}"))
@@ -204,7 +212,8 @@ def _further() -> Iterator[tuple[str, Side, str, str, Build]]:
     for family, rows in builds.items():
         for number, (rule, build) in enumerate(rows):
             name = f"{family}-{number + 11}"  # after the numbers of the rows above
-            yield name, "train", rule, _LABELS[number % len(_LABELS)], build
+            side: Side = "test" if number % 5 == 4 else "train"
+            yield name, side, rule, _LABELS[number % len(_LABELS)], build
 
 
 def _key_pairs() -> Iterator[tuple[int, ...]]:

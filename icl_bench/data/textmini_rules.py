@@ -225,12 +225,12 @@ def holder(draw: Draw, label: int) -> str:
     return f"{one} holds only a {thing} [SEP] {asked[0]} holds a {asked[1]}"
 
 
-def pick(place: int) -> Make:
-    """One of four words by its place."""
+def pick(place: int, count: int = 4) -> Make:
+    """One of so many words by its place."""
 
     def make(draw: Draw) -> TextExample | None:
-        words = [draw.pick(draw.pick(list(_TOPICS.values()))) for _ in range(4)]
-        wrong = [word for i, word in enumerate(words) if i != place % 4]
+        words = [draw.pick(draw.pick(list(_TOPICS.values()))) for _ in range(count)]
+        wrong = [word for i, word in enumerate(words) if i != place % count]
         return _options(draw, " ".join(words), words[place], wrong)
 
     return make

@@ -92,7 +92,7 @@ def evaluate_text(
         >>> import icl_bench
         >>> result = icl_bench.evaluate_text(icl_bench.MajorityLabel(), "TextMini-ICL-v0")
         >>> result.coverage
-        '19 of 19 test tasks, all queries'
+        '33 of 33 test tasks, all queries'
     """
     from tqdm import tqdm
 
