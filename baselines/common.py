@@ -18,7 +18,7 @@ import platform
 import subprocess
 import sys
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -309,6 +309,32 @@ def entry(config: BaseConfig, **fields: Any) -> EntryInfo:
         "external_data": "none",
     }
     return EntryInfo(**common | fields)
+
+
+def command(
+    program: str, preset: Config, config: Config, env: str, no_matter: Collection[str]
+) -> str:
+    """How to make a run like this: its preset, and every setting that differs from it.
+
+    Args:
+        program: How it is run.
+        preset: Settings of the preset.
+        config: Settings of the run.
+        env: Environment of meta-training.
+        no_matter: Settings that may differ between the runs of one method: seed, what is shown.
+    """
+    words = [program, f"--preset {config.preset}", f"--env {env}"]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in {*no_matter, *PLACES} or value == getattr(preset, field.name):
+            continue
+        name = field.name.replace("_", "-")
+        if field.type is bool:
+            words.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            words.append(f"--{name} {shown}")
+    return " ".join(words)
 
 
 def save_learner(

@@ -160,7 +160,7 @@ def method_of(config: Config) -> TextMethod:
         name=name,
         title=title,
         program=PROGRAM,
-        code=f"{PROGRAM} --preset {config.preset}",
+        presets=PRESETS,
         inductive_bias="Meta-trained language model",
         update=update,
         second_order=config.order == "second",

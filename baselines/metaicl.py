@@ -113,7 +113,7 @@ def method_of(config: Config) -> TextMethod:
         name=name,
         title=title,
         program=PROGRAM,
-        code=f"{PROGRAM} --preset {config.preset} --method {config.method}",
+        presets=PRESETS,
         inductive_bias="Meta-trained language model" if trains else "Language model",
         update=update if trains else None,
         prompt_format=shape,

@@ -131,23 +131,9 @@ class Method:
 
 
 def command(method: Method, config: common.RunConfig) -> str:
-    """How to make a run like this: its preset, and every setting that differs from it.
-
-    Without what may differ between the runs of one method: seed, places, what is shown.
-    """
+    """How to make a run like this, see ``common.command``."""
     preset = method.presets[config.preset]()
-    words = [method.program, f"--preset {config.preset}", f"--env {config.meta_train}"]
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.name in NO_MATTER or value == getattr(preset, field.name):
-            continue
-        name = field.name.replace("_", "-")
-        if field.type is bool:
-            words.append(f"--{name}" if value else f"--no-{name}")
-        else:
-            shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            words.append(f"--{name} {shown}")
-    return " ".join(words)
+    return common.command(method.program, preset, config, config.meta_train, NO_MATTER)
 
 
 def build_model(method: Method, config: common.RunConfig) -> SequenceModel:

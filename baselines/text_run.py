@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ class TextMethod:
         name: Of the entry, without the view.
         title: For people, without the view and the model.
         program: How it is run.
-        code: The same with what decides its numbers.
+        presets: Name → settings.
         inductive_bias: For the leaderboard.
         update: The update of meta-training; None where nothing is meta-trained.
         second_order: Whether it takes gradients of gradients.
@@ -52,7 +52,7 @@ class TextMethod:
     name: str
     title: str
     program: str
-    code: str
+    presets: Mapping[str, Callable[[], Any]]
     inductive_bias: str
     update: Callable[[LanguageModel], Update] | None
     prompt_format: PromptFormat
@@ -60,6 +60,21 @@ class TextMethod:
     k: int = NUM_DEMOS
     calibrate: bool = False
     adapt: Callable[[LanguageModel, PromptScorer], TextLearner] | None = None
+
+
+# Of a run's settings those that may differ between runs of one method: what is asked is in the
+# results.
+NO_MATTER = frozenset(
+    {"preset", "env", "seed", "track", "log_every", "checkpoint_every", "eval_every"}
+    | {"eval_prompts", "deterministic", "domain", "tasks", "queries", "demo_seeds", "labels"}
+    | {"batch_tokens"}
+)
+
+
+def command(config: TextConfig, method: TextMethod) -> str:
+    """How to make a run like this, see ``common.command``."""
+    preset = method.presets[config.preset]()
+    return common.command(method.program, preset, config, config.env, NO_MATTER)
 
 
 def run(config: TextConfig, method: TextMethod) -> None:
@@ -127,7 +142,7 @@ def _entry(config: TextConfig, method: TextMethod, lm: LanguageModel, *, trained
         name=f"channel-{method.name}" if channel else method.name,
         title=f"{'Channel ' * channel}{method.title} ({lm.name.rpartition('/')[2]})",
         inductive_bias=method.inductive_bias,
-        code=method.code,
+        code=command(config, method),
         meta_train=config.env if trained else None,
         meta_train_kwargs=config.meta_train_kwargs() if trained else {},
         parameters=sum(sizes) if trained else 0,
@@ -152,7 +167,7 @@ def evaluate(
             "model": dict(lm.identity),
             "weights": weights.hexdigest(),
             "format": dataclasses.asdict(method.prompt_format),
-            "method": method.code,
+            "method": command(config, method),
             "k": method.k,
             "labels": config.labels,
             "queries": config.queries,

@@ -189,6 +189,27 @@ def difference(a: Sequence[TaskPredictions], b: Sequence[TaskPredictions]) -> Su
     return (first - second).summary()
 
 
+def task_summary(task: TaskPredictions) -> Summary:
+    """Mean and worst over demonstration seeds of one task, with 95 % intervals over its queries."""
+    size = len(task.answer)
+    weights = np.zeros((NUM_REPLICATES, size))
+    queries = bounded(
+        long_words(stream_key("text queries", 0, size), np.arange(NUM_REPLICATES), size), size
+    )
+    np.add.at(weights, (np.arange(NUM_REPLICATES)[:, None], queries), 1.0)
+    resampled = np.concatenate(
+        [_values(task, block) for block in np.array_split(weights, 1 + weights.size // BLOCK)]
+    )
+    values, found = task.values(), []
+    for value, rows in (
+        (values.mean(), resampled.mean(axis=1)),
+        (values.min(), resampled.min(axis=1)),
+    ):
+        low, high = np.quantile(rows, [0.025, 0.975])
+        found.append(Interval(float(value), min(low, value), max(high, value)))
+    return Summary(*found)
+
+
 def _check_same(a: Sequence[TaskPredictions], b: Sequence[TaskPredictions]) -> None:
     """Raise unless two methods answered the same queries of the same tasks."""
     names = [task.task for task in a], [task.task for task in b]

@@ -31,11 +31,16 @@ def add_parsers(subparsers: Parsers) -> None:
   icl-bench score runs/* --suite table2-proj8-v0
   icl-bench score runs/* --split seen
   icl-bench score runs/*__metaicl__* --suite metaicl-v0
+  icl-bench score runs/*__metaicl__* --against leaderboards/textmini-v0/1-nn
   icl-bench score leaderboards/table2-v0/gpicl""",
     )
     score.add_argument("paths", nargs="+", metavar="RUN", help="run folders or submissions")
     score.add_argument("--suite", help="show the environments of this suite only")
     score.add_argument("--split", default="unseen", choices=SPLITS[1:], help="(%(default)s)")
+    score.add_argument("--by-task", action="store_true", help="text: a row for every test task")
+    score.add_argument(
+        "--against", type=Path, metavar="RUN", help="text: gains over this run, paired"
+    )
 
     submit = add_command(
         subparsers,
@@ -152,8 +157,16 @@ def add_command(
 def _score(args: argparse.Namespace) -> int:
     from icl_bench.leaderboard.submission import load_runs
     from icl_bench.leaderboard.tables import board_from_runs
+    from icl_bench.leaderboard.text_tables import gains_from_text_runs, tasks_from_text_runs
 
-    print(board_from_runs(load_runs(args.paths), args.suite, args.split))
+    runs = load_runs(args.paths)
+    if args.by_task:
+        print(tasks_from_text_runs(runs, args.suite))
+    if args.against:
+        others = load_runs([args.against])
+        print("\n\n".join(gains_from_text_runs(runs, other) for other in others))
+    if not args.by_task and not args.against:
+        print(board_from_runs(runs, args.suite, args.split))
     return 0
 
 

@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from icl_bench.data.text import DEMO_SEEDS, NUM_DEMOS
 from icl_bench.envs.text_source import Domain
+from icl_bench.evaluation.text_metrics import TaskPredictions, difference, task_summary
 from icl_bench.evaluation.text_protocol import text_checksum, text_suite
 from icl_bench.evaluation.text_result import TaskResult, TextResult
-from icl_bench.leaderboard.formatting import DASH, plain_table
+from icl_bench.leaderboard.formatting import DASH, percent, plain_table, plus_minus, signed
 from icl_bench.leaderboard.runs import Run, methods_of, text_by_seed
 from icl_bench.leaderboard.text_render import text_cell
 from icl_bench.leaderboard.text_scoring import (
@@ -64,6 +67,69 @@ def board_from_text_runs(runs: Sequence[Run], suite: str | None = None) -> str:
         if rows:
             parts += [words, plain_table(["method", "view", *settings], rows)]
     return "\n\n".join([*parts, *notes])
+
+
+def tasks_from_text_runs(runs: Sequence[Run], suite: str | None = None) -> str:
+    """A row for each method and task, with intervals over the task's queries.
+
+    Raises:
+        ValueError: If there is nothing to show.
+    """
+    rows = []
+    for run in runs:
+        for result in run.text:
+            if suite is not None and result.env not in text_suite(suite).envs:
+                continue
+            view = find_text_spec(result.env).prompt_view
+            for task in result.tasks:
+                summary = task_summary(task.predictions)
+                cell = f"{plus_minus(summary.mean)} / {percent(summary.worst.mean)}"
+                name = (run.entry.title, view, str(run.entry.seed), task.task, task.metric)
+                rows.append([*name, cell, str(len(task.query))])
+    if not rows:
+        raise ValueError("no results on text in these runs: evaluate them first")
+    told = "mean over demonstration seeds (%) ± 95 % interval over queries / worst"
+    heads = ["method", "view", "seed", "task", "metric", "mean / worst", "queries"]
+    return f"{told}\n\n{plain_table(heads, sorted(rows, key=lambda r: (r[3], r[0], r[2])))}"
+
+
+def gains_from_text_runs(runs: Sequence[Run], other: Run) -> str:
+    """What each method has more than another one, paired on the queries that both answered.
+
+    Raises:
+        ValueError: If no run has tasks of the other one, or their queries differ.
+    """
+    rows = []
+    for run in runs:
+        for result in run.text:
+            spec = find_text_spec(result.env)
+            for theirs in other.text:
+                if find_text_spec(theirs.env).setting != spec.setting or run.path == other.path:
+                    continue
+                for domain, words in DOMAINS.items():
+                    pair = _both(domain_tasks(result, domain), domain_tasks(theirs, domain))
+                    if len(pair[0]) < 2:
+                        continue
+                    gain = difference(*pair)
+                    cells = [plus_minus(x, signed(x.mean)) for x in (gain.mean, gain.worst)]
+                    rows.append([run.entry.title, result.env, words, str(len(pair[0])), *cells])
+    if not rows:
+        raise ValueError(f"{other.path} has no two tasks in common with the other runs")
+    told = f"percentage points more than {other.entry.title}, paired; ± is the 95 % interval"
+    heads = ["method", "environment", "", "tasks", "mean", "worst"]
+    return f"{told}\n\n{plain_table(heads, rows)}"
+
+
+def _both(
+    ours: Sequence[TaskResult], theirs: Sequence[TaskResult]
+) -> tuple[list[TaskPredictions], list[TaskPredictions]]:
+    """Predictions of the tasks that both have."""
+    others = {task.task: task for task in theirs}
+    pairs = [(task, others[task.task]) for task in ours if task.task in others]
+    for a, b in pairs:
+        if a.checksum != b.checksum or not np.array_equal(a.query, b.query):
+            raise ValueError(f"{a.task}: other queries were asked, so nothing is paired")
+    return [a.predictions for a, _ in pairs], [b.predictions for _, b in pairs]
 
 
 def _columns(
