@@ -181,9 +181,9 @@ def test_a_refused_call_changes_nothing() -> None:
 
 def test_queries_are_walked_through_and_begin_anew() -> None:
     source = source_of(split="unseen")
-    assert source.num_queries == 19 * 100
-    source.load_state_dict({"seed": 0, "next_episode": 1898})
-    assert source.take(4).tolist() == [1898, 1899, 0, 1]
+    assert source.num_queries == 33 * 100
+    source.load_state_dict({"seed": 0, "next_episode": 3298})
+    assert source.take(4).tolist() == [3298, 3299, 0, 1]
     order = [episode.task for episode in source.episodes(range(0, 3300, 100))]
     assert order == list(text_setting("TextMini").test)
     with pytest.raises(ValueError, match="there is no query 3300: the test tasks have 3300"):

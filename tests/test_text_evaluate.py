@@ -141,9 +141,9 @@ def test_fewer_queries_are_a_part_of_more(result: TextResult) -> None:
         assert (more.query[place] == less.query).all()
         assert (more.prediction[:, place] == less.prediction).all()
         assert (text_answers(more.task)[more.query] == more.answer).all()
-    assert len({tuple(task.query.tolist()) for task in result.tasks}) == 19
+    assert len({tuple(task.query.tolist()) for task in result.tasks}) == 33
     assert not few.full
-    assert few.coverage == "33 of 33 test tasks, 133 of 1,900 queries"
+    assert few.coverage == "33 of 33 test tasks, 231 of 3,300 queries"
 
 
 def test_coverage() -> None:

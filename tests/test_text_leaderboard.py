@@ -82,7 +82,7 @@ def test_a_score_is_what_the_hand_computes(tmp_path):
     assert column.mean.mean == pytest.approx(np.mean(means))
     assert column.worst.mean == pytest.approx(np.mean(worsts))
     assert column.over_seeds is None
-    assert str(column.coverage) == "33 of 33 tasks, 1,900 of 1,900 queries"
+    assert str(column.coverage) == "33 of 33 tasks, 3,300 of 3,300 queries"
     new = score.entries["two"].columns["new"]["TextMini"]
     assert str(new.coverage) == "6 of 6 tasks, 600 of 600 queries"
     assert new.mean.mean != column.mean.mean
@@ -140,8 +140,8 @@ def test_comparisons_are_paired(tmp_path):
 @pytest.mark.parametrize(
     ("asked", "told", "ranked_new"),
     [
-        ({"tasks": TASKS[:-1]}, "18 of 19 tasks, 1,800 of 1,900 queries", False),
-        ({"queries": {TASKS[0]: range(99)}}, "33 of 33 tasks, 1,899 of 1,900 queries", True),
+        ({"tasks": TASKS[:-1]}, "32 of 33 tasks, 3,200 of 3,300 queries", False),
+        ({"queries": {TASKS[0]: range(99)}}, "33 of 33 tasks, 3,299 of 3,300 queries", True),
     ],
 )
 def test_partial_columns_are_shown_and_never_ranked(tmp_path, asked, told, ranked_new):
@@ -226,7 +226,7 @@ def tables(text: str) -> list[list[list[str]]]:
 
 def test_tables_of_a_text_board(board):
     whole, new, partial, seeds, unranked = tables(section(board, MINI_SUITE))
-    assert whole[0] == ["Method", "View", "TextMini (19)", "Mean rank", "Seeds", "Parameters"]
+    assert whole[0] == ["Method", "View", "TextMini (33)", "Mean rank", "Seeds", "Parameters"]
     assert new[0][2] == "TextMini (6)"
     good, twin, bad = whole[1:]
     assert good[0] == "[G (good)](textmini-v0/good/entry.toml)"
@@ -238,7 +238,7 @@ def test_tables_of_a_text_board(board):
     assert bad[0].endswith("*reference*")
     assert len(new) == 4
     assert [row[2:4] + row[5:] for row in partial[1:]] == [
-        ["TextMini", "all test tasks", "2 of 19 tasks, 40 of 1,900 queries"]
+        ["TextMini", "all test tasks", "2 of 33 tasks, 40 of 3,300 queries"]
     ]
     assert partial[1][0] == "[Few](textmini-v0/few/entry.toml) *external data*"
     assert partial[1][4].startswith("100.0")
@@ -283,7 +283,7 @@ def test_csv_and_json_hold_every_number(board):
     rows = list(csv.DictReader(io.StringIO(text)))
     assert tuple(rows[0]) == TEXT_CSV_COLUMNS
     good = [row for row in rows if row["entry"] == "good"]
-    assert [(row["domain"], row["tasks"]) for row in good] == [("all", "19"), ("new", "6")]
+    assert [(row["domain"], row["tasks"]) for row in good] == [("all", "33"), ("new", "6")]
     for row in good:
         assert float(row["mean_low"]) <= float(row["mean"]) <= float(row["mean_high"])
         assert float(row["worst_low"]) <= float(row["worst"]) < float(row["mean"])
@@ -365,7 +365,7 @@ def test_partial_hand_ins_are_told(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     runs = text_runs(tmp_path / "runs", seeds=(0,), asked={"queries": 5})
     assert command("submit", *runs, "--suite", MINI_SUITE) == 0
-    told = f"{MINI}: 33 of 33 tasks, 95 of 1,900 queries: shown, but not ranked"
+    told = f"{MINI}: 33 of 33 tasks, 165 of 3,300 queries: shown, but not ranked"
     assert told in capsys.readouterr().out
 
 
@@ -387,7 +387,7 @@ def test_tables_of_runs_tell_what_a_reader_must_know(tmp_path):
         ["FEW", "direct"],
     ]
     assert rows[1][2] == "–"  # NonParaToPara
-    assert "few: TextMini-ICL-v0: 33 of 33 test tasks, 95 of 1,900 queries." in text
+    assert "few: TextMini-ICL-v0: 33 of 33 test tasks, 165 of 3,300 queries." in text
     assert "few: TextMini-ICL-v0: not the standard evaluation: shuffled labels, 16 dem" in text
     only = board_from_runs([load_run(run) for run in [*both, *vectors]], SUITE)
     assert "TextMini" not in only

@@ -191,3 +191,26 @@ def test_methods_resampled_together_are_as_resampled_alone(metric: str) -> None:
     assert (together[0] - together[1]).summary() == text_metrics.difference(a, b)
     with pytest.raises(ValueError, match="nothing to resample"):
         text_metrics.resample([])
+
+
+def test_the_interval_of_a_task_is_over_its_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accuracy of one draw: the binomial's standard error; two equal draws: the same interval."""
+    rng = np.random.default_rng(0)
+    correct = (rng.random(400) < 0.7).astype(int)
+    found = text_metrics.task_summary(table("one", "accuracy", [correct.tolist()]))
+    p = correct.mean()
+    error = 1.96 * np.sqrt(p * (1 - p) / 400)
+    assert found.mean.mean == pytest.approx(p)
+    assert found.mean.high - p == pytest.approx(error, rel=0.1)
+    assert p - found.mean.low == pytest.approx(error, rel=0.1)
+    twice = text_metrics.task_summary(table("one", "accuracy", [correct.tolist()] * 2))
+    assert twice.mean == found.mean == twice.worst
+    monkeypatch.setattr(text_metrics, "BLOCK", 1000)
+    assert text_metrics.task_summary(table("one", "accuracy", [correct.tolist()])) == found
+
+
+def test_the_worst_of_a_task_is_that_of_its_draws() -> None:
+    found = text_metrics.task_summary(table("one", "macro-f1", [[1] * 40, [1, 0] * 20, [0] * 40]))
+    # p + r = 0 of the class that is never right; the other has p = 1/2 and r = 1.
+    assert (found.mean.mean, found.worst.mean) == pytest.approx(((1 + 1 / 3 + 0) / 3, 0))
+    assert found.worst.low == found.worst.high == 0

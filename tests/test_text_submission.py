@@ -301,8 +301,8 @@ BAD: dict[str, tuple[Change, str]] = {
     ),
     # the file of predictions
     "garbage": (write(SEED_0, b"PAR1 but not really PAR1"), "cannot be read as Parquet"),
-    "no rows": (table(lambda rows: rows.slice(0, 0)), "0 rows, must be 1 to 9500"),
-    "too many rows": (table(lambda rows: pa.concat_tables([rows] * 2)), "19000 rows, must be 1 to"),
+    "no rows": (table(lambda rows: rows.slice(0, 0)), "0 rows, must be 1 to 16500"),
+    "too many rows": (table(lambda rows: pa.concat_tables([rows] * 2)), "33000 rows, must be 1 to"),
     "more columns": (
         table(lambda rows: rows.append_column("answer", rows["prediction"])),
         r"columns are \[.*'answer'\], must be",
@@ -319,7 +319,7 @@ BAD: dict[str, tuple[Change, str]] = {
     "other env": (everywhere("env", PARA), "'NonParaToPara-ICL-v0' is not in textmini-v0"),
     "vector env": (cell("env", 0, DIGITS), f"'{DIGITS}' is not in textmini-v0, whose"),
     "both views": (
-        table(lambda t: replaced(t, "env", pa.array([MINI] * 9000 + [MINI_CHANNEL] * 500))),
+        table(lambda t: replaced(t, "env", pa.array([MINI] * 16000 + [MINI_CHANNEL] * 500))),
         r"views are mixed .* an entry is direct \(ICL\) or channel",
     ),
     "unknown task": (cell("task", 0, "<script>"), "'<script>' is no test task of TextMini"),
@@ -390,7 +390,7 @@ def test_tasks_without_frozen_answers_cannot_be_handed_in(tmp_path, monkeypatch)
 
 def test_rows_may_come_in_any_order(made, tmp_path):
     path = shutil.copytree(made, tmp_path / "own")
-    order = np.random.default_rng(0).permutation(9500)
+    order = np.random.default_rng(0).permutation(16500)
     table(lambda rows: rows.take(order))(path)
     assert validate(path) == []
     for task, part in read_submission(made).text[0][MINI].tasks.items():
