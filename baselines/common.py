@@ -338,12 +338,16 @@ def command(
 
 
 def save_learner(
-    path: Path, tensors: Mapping[str, torch.Tensor], baseline: str, config: BaseConfig
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    baseline: str,
+    config: BaseConfig,
+    **more: Any,
 ) -> None:
-    """Write weights, with the baseline's name and settings in the header; atomic."""
+    """Write weights, with the baseline's name, settings and more in the header; atomic."""
     # One key: safetensors writes several in any order.
     settings = json.loads(config_to_json(portable(config)))
-    header = {"learner": json.dumps({"baseline": baseline, "config": settings}, indent=2)}
+    header = {"learner": json.dumps({"baseline": baseline, "config": settings} | more, indent=2)}
     with atomic_path(path) as temporary:
         save_file(dict(tensors), temporary, metadata=header)
 
@@ -406,7 +410,11 @@ def _commit() -> str | None:
 
 def add_gpu_hours(run: RunFolder, entry: EntryInfo, hours: float) -> None:
     """Note in ``meta.json`` what meta-training has taken."""
-    path, document = run.path / "meta.json", read_meta(run.path)
-    document["entry"] = dataclasses.replace(entry, gpu_hours=round(hours, 4)).to_dict()
+    add_meta(run, entry=dataclasses.replace(entry, gpu_hours=round(hours, 4)).to_dict())
+
+
+def add_meta(run: RunFolder, **more: Any) -> None:
+    """Note something in ``meta.json``."""
+    path, document = run.path / "meta.json", read_meta(run.path) | more
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")

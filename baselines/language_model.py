@@ -123,7 +123,7 @@ def load_language_model(
             files = _find(name)
             model, tokenizer = _load(transformers, name, files, DTYPES[dtype], attention)
             tokenize = prompts.hugging_face_tokenizer(tokenizer)
-            identity = {"name": _portable(name), "sha256": _checksums(files)}
+            identity = {"name": portable_name(name), "sha256": _checksums(files)}
         model = model.to(DTYPES[dtype])
         if lora_rank > 0:
             _add_adapter(transformers, model, lora_rank)
@@ -136,9 +136,9 @@ def load_language_model(
         model.eval().to(device),
         tokenize,
         getattr(model.config, "max_position_embeddings", sys.maxsize),  # or there is no bound
-        _portable(name),
+        portable_name(name),
         identity | {"dtype": dtype},
-        "none" if name == TINY else f"the pretrained language model {_portable(name)}",
+        "none" if name == TINY else f"the pretrained language model {portable_name(name)}",
     )
 
 
@@ -359,7 +359,7 @@ def _checksums(files: Sequence[Path]) -> dict[str, str]:
     return found
 
 
-def _portable(name: str) -> str:
+def portable_name(name: str) -> str:
     """A model's name without the folders of this machine."""
     path = Path(name).expanduser()
     return path.resolve().name if path.exists() and name not in (TINY, SMOLLM2) else name

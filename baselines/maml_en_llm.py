@@ -12,9 +12,11 @@ In-Context Learning", §3.
     python -m baselines.maml_en_llm --preset cpu                  # tiny, embedded tasks
     python -m baselines.maml_en_llm --n 4 --env HRtoLR-ICL-v0     # MAML-2-4
     python -m baselines.maml_en_llm --inner sgd --outer adamw --moments separate    # their Table 5
-    python -m baselines.maml_en_llm --adapt 16                    # very-few-shot, their Table 4
+    python -m baselines.maml_en_llm --start-from RUN --steps 0 --adapt 16   # very-few-shot, Table 4
 
-Differs from the paper: ``meta_update`` decides what its Algorithm 1 leaves open; dropout is 0.
+Differs from the paper: ``meta_update`` decides what its Algorithm 1 leaves open; dropout is 0; one
+in twenty examples is held out for the split val. In very-few-shot adaptation the prompts of the 16
+examples begin with the 16 demonstrations of the test, so that 32 labelled examples are used.
 """
 
 import contextlib
@@ -23,14 +25,19 @@ import sys
 from collections.abc import Iterator
 from typing import Literal
 
+import numpy as np
+
 from baselines import cli, common
 from baselines.language_model import TINY, LanguageModel, PromptScorer
 from baselines.meta_update import MamlUpdate, OptimizerName, adapted
 from baselines.text_config import TextConfig
-from baselines.text_run import PerTask, TextMethod, run, uses_bf16
+from baselines.text_run import Prepared, TextMethod, run, uses_bf16
 from baselines.text_train import prompts_of
-from icl_bench.data.text import load_text
+from icl_bench.data.images import MissingDataError
+from icl_bench.data.text import NUM_DEMOS, load_text
+from icl_bench.envs.text_labels import relabelled
 from icl_bench.episodes import TextEpisode
+from icl_bench.tasks.counter import long_words, stream_key
 
 PROGRAM = "python -m baselines.maml_en_llm"
 
@@ -40,7 +47,7 @@ class Config(TextConfig):
     """MAML-en-LLM."""
 
     preset: Literal["paper", "gpu", "cpu"] = "paper"
-    """paper: GPT-2 Medium, MAML-2-1. gpu: SmolLM2-135M. cpu: tiny, embedded tasks."""
+    """paper: GPT-2 Medium, MAML-2-1. gpu: SmolLM2-135M, MAML-2-4. cpu: tiny, embedded."""
     inner_steps: int = 1
     """k: support batches, hence inner steps, and query batches of a task."""
     n: int = 1
@@ -84,8 +91,8 @@ def paper() -> Config:
 
 
 def gpu() -> Config:
-    """SmolLM2-135M from its package, for one GPU and half an hour."""
-    return Config(preset="gpu", model="smollm2", steps=2000, lr=2e-5, eval_every=250)
+    """SmolLM2-135M from its package, MAML-2-4, for one GPU; as many prompts as MetaICL's."""
+    return Config(preset="gpu", model="smollm2", n=4, steps=2000, lr=2e-5, eval_every=250)
 
 
 def cpu() -> Config:
@@ -123,8 +130,7 @@ def method_of(config: Config) -> TextMethod:
     if config.moments == "separate":
         name = f"{name}-{config.inner}-{config.outer}-separate"
         title = f"{title}, {optimizers}, separate"
-    if config.fraction < 1:
-        name, title = f"{name}-limited", f"{title}, {config.fraction:.0%} of the data"
+    name, title = config.variant(name, title)
     if config.adapt:
         name, title = f"{name}-adapted", f"{title}, {config.adapt} steps on each test task"
 
@@ -144,17 +150,21 @@ def method_of(config: Config) -> TextMethod:
             weight_decay=config.weight_decay,
         )
 
-    def adapt(lm: LanguageModel, scorer: PromptScorer) -> PerTask:
+    def adapt(lm: LanguageModel, scorer: PromptScorer) -> Prepared:
         @contextlib.contextmanager
-        def prepared(task: str) -> Iterator[None]:
+        def prepared(task: str, seed: int) -> Iterator[None]:
             batches = [
                 prompts_of(config, lm, [episode], "query")
-                for episode in adaptation_episodes(config, task)
+                for episode in adaptation_episodes(config, task, seed)
             ]
             with adapted(lm.model, batches, config.adapt_lr, bf16=uses_bf16(config, lm)):
                 yield
 
-        return PerTask(scorer, prepared)
+        return Prepared(scorer, prepared)
+
+    def check(task: str) -> None:
+        for seed in config.demo_seeds:
+            adaptation_episodes(config, task, seed)
 
     return TextMethod(
         name=name,
@@ -167,33 +177,38 @@ def method_of(config: Config) -> TextMethod:
         prompt_format=config.prompt_format,
         k=config.k,
         adapt=adapt if config.adapt else None,
+        check=check if config.adapt else None,
     )
 
 
-def adaptation_episodes(config: Config, task: str) -> list[TextEpisode]:
-    """Training prompts of a test task: examples that are no demonstrations of the tests.
+def adaptation_episodes(config: Config, task: str, seed: int) -> list[TextEpisode]:
+    """Training prompts of a test task: other examples after a draw's demonstrations.
 
-    They are the last ``adapt`` examples of its training split that no protocol's draw shows; their
-    own demonstrations are examples of the training split before them, never one another.
+    The examples are drawn by a key from the task's training examples without those demonstrations;
+    where only the draws of the original's files are at hand, they are those of its split dev.
+
+    Raises:
+        ValueError: If there are too few examples.
     """
-    whole = load_text(task, "train", data_dir=config.data_dir)
-    shown = {
-        example
-        for seed in config.demo_seeds
-        for example in load_text(
-            task, "train", k=config.k or 1, seed=seed, data_dir=config.data_dir
-        )
-    }
-    free = [example for example in whole if example not in shown]
-    if len(free) < config.adapt + config.k:
+    shown = (
+        load_text(task, "train", k=config.k, seed=seed, data_dir=config.data_dir)
+        if (config.k)
+        else ()
+    )
+    try:
+        free = [e for e in load_text(task, "train", data_dir=config.data_dir) if e not in shown]
+    except MissingDataError:
+        free = list(load_text(task, "dev", k=NUM_DEMOS, seed=seed, data_dir=config.data_dir))
+    if len(free) < config.adapt:
         raise ValueError(
-            f"--adapt {config.adapt}: {task} has only {len(free)} training examples that are no "
-            f"demonstrations, and {config.adapt} + {config.k} are needed"
+            f"--adapt {config.adapt}: {task} has {len(free)} training examples beside the "
+            f"demonstrations of seed {seed}"
         )
-    asked, others = free[-config.adapt :], free[: -config.adapt]
+    marks = long_words(stream_key("text adaptation", task, seed), np.arange(len(free)), 1)[:, 0]
+    chosen = np.argsort(marks, kind="stable")[: config.adapt]
     return [
-        TextEpisode(task, tuple(others[(i + j) % len(others)] for j in range(config.k)), example, i)
-        for i, example in enumerate(asked)
+        relabelled(TextEpisode(task, shown, free[i], int(i), seed), config.labels, 0)
+        for i in chosen
     ]
 
 

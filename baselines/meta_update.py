@@ -174,7 +174,9 @@ class Update(abc.ABC):
     ) -> None:
         if num_batches < 1 or num_batches % (whole * world_size()):
             parts = f"{num_batches // whole} parts of {whole} batches"
-            raise ValueError(f"{world_size()} processes cannot share {parts}")
+            raise ValueError(
+                f"{world_size()} processes cannot share {parts}: give --batches or --n a multiple"
+            )
         self.num_batches, self.clip, self.adamw = num_batches, clip, adamw
         self.weights = _trained(model)
         self.loss: Loss = functools.partial(loss_of, model, bf16=bf16)

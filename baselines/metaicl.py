@@ -12,8 +12,9 @@ In the direct view (``…-ICL-v0``) the output is scored given the input, in the
     python -m baselines.metaicl --method raw-lm --model smollm2 --env NonNLItoNLI-Channel-v0
     torchrun --nproc-per-node=8 -m baselines.metaicl --env HRtoLR-ICL-v0
 
-Differs from the paper: AdamW in 32 bits instead of 8; each episode draws its demonstrations anew,
-instead of once for each query; dropout is 0; autocast is bf16, not fp16. Prompts of no-icl and
+Differs from the paper: AdamW in 32 bits instead of 8; each episode draws its query and its
+demonstrations anew, instead of going once through all queries; one in twenty examples is held out
+for the split val; dropout is 0; autocast is bf16, not fp16. Prompts of no-icl and
 raw-lm have spaces between fields, as there, but newlines with ``tiny``, whose texts have newlines.
 """
 
@@ -36,7 +37,7 @@ class Config(TextConfig):
     """MetaICL, raw LM or No-ICL."""
 
     preset: Literal["paper", "gpu", "cpu"] = "paper"
-    """paper: GPT-2 Medium, as MAML-en-LLM compares it. gpu: SmolLM2-135M. cpu: tiny, embedded."""
+    """paper: GPT-2 Medium with Min et al.'s schedule. gpu: SmolLM2-135M. cpu: tiny, embedded."""
     method: Literal["no-icl", "raw-lm", "metaicl"] = "metaicl"
     """What is evaluated; see above."""
     steps: int = 30_000
@@ -56,7 +57,10 @@ class Config(TextConfig):
 
 
 def paper() -> Config:
-    """GPT-2 Medium: Sinha et al. 2024; steps and rates of Min et al. 2022."""
+    """GPT-2 Medium as in Sinha et al. 2024; steps and rates of Min et al. 2022, for GPT-2 Large.
+
+    Sinha et al. train it for 50,000 steps, in 32 bits (``--steps 50000 --precision fp32``).
+    """
     return Config()
 
 
@@ -72,6 +76,7 @@ def cpu() -> Config:
         env="TextMini-ICL-v0",
         model=TINY,
         k=8,
+        shuffle=0.5,
         train_on="demonstrations",
         steps=4000,
         batch_size=8,
@@ -94,8 +99,8 @@ def method_of(config: Config) -> TextMethod:
         name, title = "multi-task-0-shot", "Multi-task 0-shot"
     if config.calibrate:
         name, title = f"{name}-pmi", f"{title}, PMI"
-    if trains and config.fraction < 1:
-        name, title = f"{name}-limited", f"{title}, {config.fraction:.0%} of the data"
+    if trains:
+        name, title = config.variant(name, title)
     plain = not trains and config.model != TINY
     shape = dataclasses.replace(config.prompt_format, separators="spaces" if plain else "newlines")
 

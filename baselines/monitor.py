@@ -133,7 +133,7 @@ class MirroredLog(common.JsonlLog):
         super().write(event, **values)
         self._step = values.pop("step", self._step)
         # eval/unseen/last_ten, result/MNIST-Proj-v0/accuracy, train/gradient_norm/embed
-        about = [event, *(v for k, v in values.items() if k in ("on", "env"))]
+        about = [event, *(v for k, v in values.items() if k in ("on", "env", "task"))]
         self._send(_numbers("/".join(about), values), self._step)
 
 

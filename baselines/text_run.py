@@ -4,10 +4,13 @@ import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from safetensors.torch import load_file
 
 import icl_bench
 from baselines import common, monitor
@@ -15,6 +18,8 @@ from baselines.language_model import (
     LanguageModel,
     PromptScorer,
     load_language_model,
+    load_trained_state,
+    portable_name,
     trained_state,
 )
 from baselines.meta_update import Update
@@ -46,7 +51,8 @@ class TextMethod:
         prompt_format: Of the prompts at test.
         k: Number of demonstrations shown at test.
         calibrate: Whether scores are calibrated (PMI).
-        adapt: Makes of the scorer one that adapts to each task first; None = as it is.
+        adapt: Makes of the scorer one that adapts first; None = as it is.
+        check: Raises, before anything is trained, if a test task cannot be evaluated; None = never.
     """
 
     name: str
@@ -60,7 +66,10 @@ class TextMethod:
     k: int = NUM_DEMOS
     calibrate: bool = False
     adapt: Callable[[LanguageModel, PromptScorer], TextLearner] | None = None
+    check: Callable[[str], None] | None = None
 
+
+LEARNER = "learner.safetensors"
 
 # Of a run's settings those that may differ between runs of one method: what is asked is in the
 # results.
@@ -72,8 +81,11 @@ NO_MATTER = frozenset(
 
 
 def command(config: TextConfig, method: TextMethod) -> str:
-    """How to make a run like this, see ``common.command``."""
-    preset = method.presets[config.preset]()
+    """How to make a run like this, see ``common.command``; folders by their names alone."""
+    preset, start = method.presets[config.preset](), config.start_from
+    config = dataclasses.replace(
+        config, model=portable_name(config.model), start_from=start and Path(start).resolve().name
+    )
     return common.command(method.program, preset, config, config.env, NO_MATTER)
 
 
@@ -90,18 +102,26 @@ def run(config: TextConfig, method: TextMethod) -> None:
             seed=config.seed,
         )
         _check_limits(config, lm)
+        if config.start_from is not None:
+            load_trained_state(lm, load_file(Path(config.start_from) / LEARNER))
         test = text_source(config, split="unseen", domain=config.domain, labels=config.labels)
         if others := sorted({*config.tasks} - {*test.tasks}):
             raise ValueError(
                 f"--tasks: {config.env} has no test tasks {', '.join(others)} at hand; there are "
                 f"{', '.join(test.tasks)}"
             )
+        for task in config.tasks or test.tasks:  # what is missing is missed before the training
+            for seed in config.demo_seeds:
+                test.queries(task, seed)
+            if method.check is not None:
+                method.check(task)
         phases: list[Phase] = []
         if config.trains_tiny:
             phases.append(tiny_training(config, lm))
         if method.update is not None and config.steps:
             phases.append(meta_training(config, lm, method.update(lm), method.name))
-        entry = _entry(config, method, lm, trained=bool(phases))
+        trained = bool(phases) or config.start_from is not None
+        entry = _entry(config, method, lm, trained=trained)
         if rank() > 0:
             train(config, lm, phases, None)
             return
@@ -110,13 +130,25 @@ def run(config: TextConfig, method: TextMethod) -> None:
             common.open_run(config, entry, method.program) as opened,
             monitor.tracked(config, opened) as folder,
         ):
+            about = {"language_model": dict(lm.identity), "coverage": str(test.coverage)}
+            common.add_meta(folder, **about, text_versions=_versions())
             hours = train(config, lm, phases, folder)
             common.add_gpu_hours(folder, entry, hours)
-            if phases:
-                path = folder.path / "learner.safetensors"
+            if trained:
                 state = {name: t.contiguous() for name, t in trained_state(lm).items()}
-                common.save_learner(path, state, method.name, config)
+                named = dataclasses.replace(config, model=lm.name)
+                common.save_learner(folder.path / LEARNER, state, method.name, named, **about)
             evaluate(config, method, lm, folder)
+
+
+def _versions() -> dict[str, str]:
+    """Of what scores of a language model depend on."""
+    names = ("torch", "transformers", "tokenizers", "gguf", "peft")
+    found = {}
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def uses_bf16(config: TextConfig, lm: LanguageModel) -> bool:
@@ -172,6 +204,8 @@ def evaluate(
             "labels": config.labels,
             "queries": config.queries,
             "batch_tokens": config.batch_tokens,
+            "device": next(lm.model.parameters()).device.type,
+            "versions": _versions(),
         }
         scorer = PromptScorer(
             lm,
@@ -211,17 +245,17 @@ def evaluate(
     print(f"\n{folder.path}")
 
 
-class PerTask:
-    """A text learner that prepares the model for a task before it scores the task's queries."""
+class Prepared:
+    """A text learner that prepares the model for a task and a draw before it scores the queries."""
 
     def __init__(
         self,
         scorer: PromptScorer,
-        prepared: Callable[[str], contextlib.AbstractContextManager[None]],
+        prepared: Callable[[str, int], contextlib.AbstractContextManager[None]],
     ) -> None:
         self._scorer, self._prepared = scorer, prepared
 
     def __call__(self, episodes: Sequence[TextEpisode]) -> list[Float[np.ndarray, " _"]]:
         """As the scorer."""
-        with self._prepared(episodes[0].task):
+        with self._prepared(episodes[0].task, episodes[0].demo_seed or 0):
             return self._scorer(episodes)

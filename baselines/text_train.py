@@ -9,12 +9,14 @@ uninterrupted one.
 """
 
 import dataclasses
+import json
 import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -25,6 +27,7 @@ from baselines.process import memory_advice, rank, signals, world_size
 from baselines.text_config import TextConfig
 from icl_bench.envs.text_source import TextArgs, TextSource
 from icl_bench.episodes import TextEpisode
+from icl_bench.tasks.counter import stream_key, uniforms
 from icl_bench.tasks.prompts import PromptBatch, TrainOn, pad, training_sequence
 
 # Examples of one text of a plain language model: as many as a prompt of 16 demonstrations has.
@@ -58,10 +61,17 @@ def prompts_of(
     config: TextConfig, lm: LanguageModel, episodes: Sequence[TextEpisode], train_on: TrainOn
 ) -> PromptBatch:
     """Training prompts of episodes on the model's device."""
-    sequences = [
-        training_sequence(config.prompt_format, lm.tokenize, episode, train_on)
-        for episode in episodes
-    ]
+    sequences = []
+    for episode in episodes:
+        try:
+            sequences.append(
+                training_sequence(config.prompt_format, lm.tokenize, episode, train_on)
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"{episode.task}, episode {episode.episode}: {error}; a larger --example-limit "
+                "leaves room"
+            ) from error
     return pad(sequences, next(lm.model.parameters()).device)
 
 
@@ -74,10 +84,18 @@ def text_source(config: TextConfig, **args: Any) -> TextSource:
 def meta_training(config: TextConfig, lm: LanguageModel, update: Update, name: str) -> Phase:
     """The phase of a method: batches of prompts from the environment's train split."""
     source = text_source(config)
+    twin = text_source(config, labels="shuffled") if config.shuffle else source
+    key = stream_key("shuffled labels", config.seed)
 
     def batch(number: int) -> PromptBatch:
-        ids = range(number * config.batch_size, (number + 1) * config.batch_size)
-        return prompts_of(config, lm, source.episodes(ids), config.train_on)
+        ids = np.arange(number * config.batch_size, (number + 1) * config.batch_size)
+        shuffled = uniforms(key, ids, 1)[:, 0] < config.shuffle
+        episodes = [
+            episode
+            for k, other in zip(ids, shuffled, strict=True)
+            for episode in (twin if other else source).episodes([k])
+        ]
+        return prompts_of(config, lm, episodes, config.train_on)
 
     return Phase(name, config.steps, update, config.lr, batch)
 
@@ -88,17 +106,17 @@ def tiny_training(config: TextConfig, lm: LanguageModel) -> Phase:
     A text is a row of examples, each of any task, written as in a prompt. So the model meets the
     words and the formats of the tasks, but no row from which a task could be learned.
     """
-    source = text_source(config, k=0)
+    source, size = text_source(config, k=0), config.tiny_batch // world_size()
 
     def batch(number: int) -> PromptBatch:
         texts = []
-        for text in range(number * config.tiny_batch, (number + 1) * config.tiny_batch):
+        for text in range(number * size, (number + 1) * size):
             row = source.episodes(range(text * TEXT_EXAMPLES, (text + 1) * TEXT_EXAMPLES))
             examples = [episode.query for episode in row]
             texts.append(TextEpisode("texts", tuple(examples[:-1]), examples[-1], text))
         return prompts_of(config, lm, texts, "all")
 
-    update = PlainUpdate(lm.model, clip=1.0, betas=(0.9, 0.99), bf16=False)
+    update = PlainUpdate(lm.model, world_size(), clip=1.0, betas=(0.9, 0.99))
     return Phase("tiny", config.tiny_steps, update, config.tiny_lr, batch)
 
 
@@ -124,7 +142,8 @@ def train(
     """
     starts = [sum(phase.steps for phase in phases[:i]) for i in range(len(phases) + 1)]
     total = starts[-1]
-    first, seconds, recent = _restore(config, lm, phases, starts)
+    origin = _origin(config, lm) if phases else ""
+    first, seconds, recent = _restore(config, lm, phases, starts, origin)
     began = logged = time.monotonic()
     val = _val_batch(config, lm) if folder and config.eval_every and total else None
     tokens = 0
@@ -135,6 +154,7 @@ def train(
         phase = _phase_at(starts, step)
         state = {
             "settings": common.config_to_json(common.portable(config)),
+            "origin": origin,
             "step": step,
             "seconds": seconds + time.monotonic() - began,
             "model": trained_state(lm),
@@ -200,8 +220,17 @@ def _phase_at(starts: Sequence[int], step: int) -> int:
     return inside[0] if inside else max(0, len(starts) - 2)
 
 
+def _origin(config: TextConfig, lm: LanguageModel) -> str:
+    """What the weights come from: the model's own files and the training examples."""
+    return json.dumps([dict(lm.identity), text_source(config).train_checksum()], sort_keys=True)
+
+
 def _restore(
-    config: TextConfig, lm: LanguageModel, phases: Sequence[Phase], starts: Sequence[int]
+    config: TextConfig,
+    lm: LanguageModel,
+    phases: Sequence[Phase],
+    starts: Sequence[int],
+    origin: str,
 ) -> tuple[int, float, list[dict[str, float]]]:
     """Step to go on with, seconds before it, losses since the last line of the log."""
     if config.resume is None:
@@ -217,6 +246,11 @@ def _restore(
         raise checkpoint.CheckpointError(
             f"{config.resume}: the checkpoint was made with other settings than config.json has: "
             "put back the run's own files, or start a new run"
+        )
+    if state.get("origin") != origin:
+        raise checkpoint.CheckpointError(
+            f"{config.resume}: the run was begun with other weights of {lm.name} or other training "
+            "examples than are at hand now: put them back, or start a new run"
         )
     load_trained_state(lm, state["model"])
     if phases:

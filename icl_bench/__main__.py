@@ -10,6 +10,7 @@ from icl_bench import __version__
 from icl_bench.episodes import SPLITS
 from icl_bench.leaderboard.cli import add_command, add_parsers
 from icl_bench.leaderboard.evaluate import add_evaluate
+from icl_bench.leaderboard.own_code import import_module
 from icl_bench.registration import TextEnvSpec
 
 DESCRIPTION = """\
@@ -28,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit status: 0, 1 (a check failed) or 2 (an error)."""
     args = _parser().parse_args(argv)
     try:
+        for module in args.imports:
+            import_module(module)
         status: int = args.run(args)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read our output has seen enough, as in `… | head`
@@ -54,6 +57,14 @@ def _parser() -> argparse.ArgumentParser:
         prog="icl-bench",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import your module first, which registers data sets, text tasks or settings",
     )
     parser.add_argument("--version", action="version", version=f"icl-bench {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -173,10 +184,14 @@ def _at_hand(base: str, data_dir: str | None) -> str:
 
 
 def _show(args: argparse.Namespace) -> int:
+    from icl_bench.catalog import SUITES, TEXT_SUITES
     from icl_bench.data.images import dataset
     from icl_bench.evaluation.protocol import evaluation_fingerprint
     from icl_bench.registration import EnvSpec, cross, find_any_spec, view_of
 
+    suites = {s.name: s.envs for s in SUITES} | {s.name: s.envs for s in TEXT_SUITES}
+    if args.id in suites:
+        raise ValueError(f"{args.id} is a suite, its environments are {', '.join(suites[args.id])}")
     spec = find_any_spec(args.id)
     if not isinstance(spec, EnvSpec):
         return _show_text(spec)

@@ -391,3 +391,15 @@ def test_errors_are_one_line(args: tuple[str, ...], reason: str, run) -> None:
     status, out, err = run(*args)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert reason in err
+
+
+@pytest.mark.parametrize("task", sorted(text_protocol._frozen()))
+def test_the_place_of_an_option_tells_nothing_of_the_answer(task: str) -> None:
+    """Else a learner that ties, or looks at the order alone, is better than guessing."""
+    answers, options = text_answers(task), text_options(task)
+    if text_task(task).kind == "classification":
+        return  # sorted labels: the class itself
+    for place in range(options.max()):
+        chance = np.where(options > place, 1 / options, 0.0)
+        excess = (answers == place).sum() - chance.sum()
+        assert abs(excess) < 5 * np.sqrt((chance * (1 - chance)).sum())

@@ -20,7 +20,7 @@ from baselines import checkpoint, cli, language_model, maml_en_llm, metaicl, tex
 from baselines.common import JsonlLog
 from baselines.language_model import LanguageModel, load_language_model
 from baselines.text_train import TEXT_EXAMPLES, tiny_training
-from icl_bench.data.text import load_text
+from icl_bench.envs.text_source import TextSource
 from icl_bench.evaluation.text_result import TextResult
 from icl_bench.tasks.prompts import byte_tokenizer
 
@@ -216,7 +216,7 @@ def test_killed_in_training_and_in_evaluation_it_ends_with_the_same_numbers(tmp_
 
 @pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
-    arguments = [*SHORT, "--steps", "3", "--batches", "2", "--tiny-steps", "0", "--model", "tiny"]
+    arguments = [*SHORT, "--steps", "3", "--batches", "2", "--tiny-batch", "2"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     alone = [sys.executable, "-m", "baselines.metaicl"]
     both = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
@@ -313,6 +313,25 @@ def test_methods_that_train_nothing_of_a_given_model(
         assert all((d[0] == d[1]).all() for d in draws)
 
 
+def test_shuffled_labels_are_those_of_some_episodes() -> None:
+    config = metaicl.Config(
+        env="TextMini-ICL-v0", model="tiny", k=4, batch_size=200, shuffle=0.5, total_limit=10**6
+    )
+    lm = load_language_model("tiny")
+    texts = []
+    for share in (0.0, 0.5, 1.0):
+        other = text_train.dataclasses.replace(config, shuffle=share)
+        batch = text_train.meta_training(other, lm, None, "x").batch(3)
+        texts.append(
+            [tuple(row.tolist()) for row in torch.where(batch.attention_mask > 0, batch.ids, -1)]
+        )
+    strip = [[tuple(i for i in row if i >= 0) for row in rows] for rows in texts]
+    plain = sum(a == b for a, b in zip(strip[0], strip[1], strict=True))
+    twin = sum(a == b for a, b in zip(strip[2], strip[1], strict=True))
+    assert plain + twin == 200
+    assert abs(plain - 100) < 5 * 50**0.5
+
+
 def test_an_entry_says_what_it_is(tmp_path: Path) -> None:
     path = new(
         tmp_path, "maml_en_llm", "--env", "TextMini-Channel-v0", "--n", "4", "--order", "first"
@@ -327,20 +346,57 @@ def test_an_entry_says_what_it_is(tmp_path: Path) -> None:
     assert entry["parameters"] == sum(w.numel() for w in weights.values())
 
 
-def test_adaptation_examples_are_no_demonstrations_of_the_tests() -> None:
-    config = maml_en_llm.Config(env="TextMini-ICL-v0", adapt=16)
-    episodes = maml_en_llm.adaptation_episodes(config, "mini-keys-9")
-    shown = {
-        example
-        for seed in config.demo_seeds
-        for example in load_text("mini-keys-9", "train", k=16, seed=seed)
-    }
+@pytest.mark.parametrize("labels", ["true", "random-words"])
+def test_adaptation_examples_are_no_demonstrations_of_their_draw(labels: str) -> None:
+    config = maml_en_llm.Config(env="TextMini-ICL-v0", adapt=16, labels=labels)
+    source = text_train.text_source(config, split="unseen", labels=labels, k=16)
+    tests = source.queries("mini-keys-9", 13)
+    episodes = maml_en_llm.adaptation_episodes(config, "mini-keys-9", 13)
     asked = {episode.query for episode in episodes}
-    others = {example for episode in episodes for example in episode.demonstrations}
-    tested = set(load_text("mini-keys-9", "test"))
+    shown = {*tests[0].demonstrations}
+    assert all(episode.demonstrations == tests[0].demonstrations for episode in episodes)
+    assert {episode.query.options for episode in episodes} == {tests[0].query.options}
     assert len(asked) == 16
-    assert not (asked | others) & (shown | tested)
-    assert not asked & others
+    assert not asked & (shown | {episode.query for episode in tests})
+    others = maml_en_llm.adaptation_episodes(config, "mini-keys-9", 21)
+    assert asked != {episode.query for episode in others}
+
+
+def test_weights_of_another_run_are_evaluated_another_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = new(tmp_path / "first", "metaicl")
+    start = ("--start-from", str(first), "--steps", "0")
+    again = new(tmp_path / "again", "metaicl", *start)
+    a, b = (load_file(path / "learner.safetensors") for path in (first, again))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not [line for line in lines(again) if line["event"] == "train"]
+    files = [next((path / "results").iterdir()).read_bytes() for path in (first, again)]
+    assert files[0] == files[1]
+    twin = new(
+        tmp_path / "twin", "metaicl", *start, "--labels", "shuffled", "--tasks", "mini-keys-9"
+    )
+    assert TextResult.load(next((twin / "results").iterdir())).labels == "shuffled"
+    entry = json.loads((again / "meta.json").read_text())["entry"]
+    assert f"--start-from {first.name}" in entry["code"]
+    assert str(tmp_path) not in entry["code"]
+
+
+def test_a_run_is_not_resumed_with_other_training_examples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupted(patch, 5)
+        path = new(tmp_path, "metaicl", status=130)
+    load = TextSource._load
+
+    def fewer(self, task, split, **draw):
+        found = load(self, task, split, **draw)
+        return found[:-1] if split == "meta-train" and task == "mini-keys-1" else found
+
+    monkeypatch.setattr(TextSource, "_load", fewer)
+    assert run("metaicl", "--resume", path) == 2
+    assert "other training examples" in capsys.readouterr().err
 
 
 def test_adapted_weights_are_put_back(tmp_path: Path) -> None:
@@ -376,7 +432,14 @@ def test_adapted_weights_are_put_back(tmp_path: Path) -> None:
         ("metaicl", ("--model", "no-such/model"), "--model FOLDER"),
         ("maml_en_llm", ("--inner", "sgd"), "--moments separate"),
         ("maml_en_llm", ("--gradient-checkpointing", "--order", "second"), "--order first"),
-        ("maml_en_llm", ("--adapt", "400"), "--adapt 400: mini-keys-9 has only"),
+        ("maml_en_llm", ("--adapt", "400"), "--adapt 400: mini-keys-9 has 398"),
+        ("metaicl", ("--demo-seeds", "100", "100"), "--demo-seeds must be distinct"),
+        ("metaicl", ("--start-from", "nowhere"), "nowhere/learner.safetensors"),
+        (
+            "metaicl",
+            ("--env", "TextMini-Channel-v0", "--example-limit", "4"),
+            "a larger --example-limit leaves room",
+        ),
     ],
 )
 def test_bad_input_is_refused_in_one_line(

@@ -31,7 +31,14 @@ from icl_bench.data.text_catalog import text_setting as text_setting
 from icl_bench.data.text_catalog import text_settings as text_settings
 from icl_bench.data.text_catalog import text_task as text_task
 from icl_bench.data.text_catalog import text_tasks as text_tasks
-from icl_bench.data.text_files import TextKind, check_example, example_of, read_draws, read_examples
+from icl_bench.data.text_files import (
+    TextKind,
+    check_example,
+    example_of,
+    in_order,
+    read_draws,
+    read_examples,
+)
 from icl_bench.data.text_files import from_dataset as from_dataset
 from icl_bench.episodes import TextExample as TextExample
 
@@ -87,7 +94,7 @@ def load_text(
     With ``k`` and ``seed`` the train split gives that seed's demonstrations and ``dev`` the k
     examples after them. Where a folder names the original's own draw, it is used; else all
     train examples are shuffled as the original does (legacy NumPy generator; labels are not
-    balanced). A smaller k gives a prefix of a larger one.
+    balanced). A smaller k gives a prefix of a larger one, both at most 16.
 
     Args:
         task: Name of the task.
@@ -284,9 +291,10 @@ def _given(
     examples = []
     for number, item in enumerate(given):
         where = f"{name} {split}, example {number}"
-        examples.append(item if isinstance(item, TextExample) else example_of(item, where))
-        labels = labels or examples[0].options
-        check_example(examples[-1], where, name, kind, labels)
+        example = item if isinstance(item, TextExample) else example_of(item, where)
+        labels = labels or example.options
+        check_example(example, where, name, kind, labels)
+        examples.append(in_order(example, kind))
     if not examples:
         raise DataError(f"{name}: the {split} split has no examples")
     return tuple(examples)

@@ -4,6 +4,7 @@ Everything that comes in passes ``check_example``; an error names the file and t
 number of the row. Files are read as text and parsed as JSON: nothing in them is executed.
 """
 
+import dataclasses
 import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +20,8 @@ TextKind: TypeAlias = Literal["classification", "multi-choice", "free-form"]
 
 # A larger file is no text task: 16,384 examples of 256 tokens have about 20 MB.
 MAX_BYTES = 2**28
+# Indices of options are kept as bytes; discovery has 174.
+MAX_OPTIONS = 255
 # Classification by the original's config, but without options in its files.
 WITHOUT_OPTIONS = ("unifiedqa:boolq",)
 
@@ -54,11 +57,23 @@ def check_example(
         raise DataError(f"{where}: {task} is free-form and has no options")
     if kind != "free-form" and not example.options and task not in WITHOUT_OPTIONS:
         raise DataError(f"{where}: {task} is {kind} and needs options")
+    if len(example.options) > MAX_OPTIONS:
+        raise DataError(f"{where}: {len(example.options)} options, at most {MAX_OPTIONS} can be")
     if kind == "classification" and example.options and set(example.options) != set(labels):
         raise DataError(
             f"{where}: the options {_short(example.options)} are not the labels of {task}, "
             f"{_short(tuple(labels))}"
         )
+
+
+def in_order(example: TextExample, kind: TextKind) -> TextExample:
+    """The example, of a classification task with each label once and sorted.
+
+    An index of an option then names the same class in all examples, which macro-F1 needs.
+    """
+    if kind != "classification":
+        return example
+    return dataclasses.replace(example, options=tuple(sorted(set(example.options))))
 
 
 def example_of(fields: Any, where: str) -> TextExample:
@@ -127,7 +142,7 @@ def _read(
             raise DataError(f"{where}: an example of {_short(fields['task'])}, not of {task}")
         labels = labels or example.options
         check_example(example, where, task, kind, labels)
-        examples.append(example)
+        examples.append(in_order(example, kind))
     if not examples:
         raise DataError(f"{path}: {task} has no examples, the file is empty")
     return tuple(examples)

@@ -8,7 +8,8 @@ an input of a train task may come again in a test task, under another rule.
 Tasks are many, since learning in context needs many (Kirsch et al. 2022, Figure 4): five families
 have further ones that differ in what decides or in their labels.
 
-Three sides: ``train``; ``test``, other rules of the same families; ``unseen-domain``, families
+Three sides: ``train``; ``test``, other rules of the same families, or the
+same under other labels; ``unseen-domain``, families
 that no train task has. Examples are drawn with the integers of ``tasks.counter`` under the key
 ("textmini", version, task): the same example has the same id everywhere. Inputs of a task are
 distinct, so train and test are disjoint. Either no option (or free-form output) occurs in its

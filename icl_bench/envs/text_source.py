@@ -271,19 +271,50 @@ class TextSource:
 
         Two evaluations of a task compare if it is the same.
         """
-        draws = [self._load(task, "train", k=text.NUM_DEMOS, seed=seed) for seed in text.DEMO_SEEDS]
+        if text.text_task(task).source == "user":  # perhaps too few examples for these draws
+            draws = [self._load(task, "train")]
+        else:
+            size = text.NUM_DEMOS
+            draws = [self._load(task, "train", k=size, seed=seed) for seed in text.DEMO_SEEDS]
         parts = [self._load(task, "test"), *draws]
         content = [[[e.input, e.output, list(e.options)] for e in part] for part in parts]
         canonical = json.dumps(content, ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def train_checksum(self) -> str:
+        """SHA-256 of all examples that the training episodes come from, task by task."""
+        digest = hashlib.sha256()
+        for task in self.tasks:
+            pool = self._pool(task)
+            shown = [pool.examples[i] for i in pool.train.tolist()]
+            rows = [task, *([e.input, e.output, list(e.options)] for e in shown)]
+            digest.update(json.dumps(rows, ensure_ascii=True).encode())
+        return digest.hexdigest()
 
     def _make_unseen(self, task: str, seed: int, k: int) -> tuple[TextEpisode, ...]:
         shown = self._load(task, "train", k=k, seed=seed) if k else ()
         # One renaming for all seeds, so that a query's right option is the same for all.
         return tuple(
             relabelled(TextEpisode(task, shown, query, i, seed), self.args.labels, 0)
-            for i, query in enumerate(self._load(task, "test"))
+            for i, query in enumerate(self._queries(task))
         )
+
+    def _queries(self, task: str) -> list[TextExample]:
+        """A test task's examples.
+
+        The options of multi-choice tasks from files are put in an order drawn by a key: in some
+        files the right one comes first (quail), and a tie goes to the first.
+        """
+        examples, row = list(self._load(task, "test")), text.text_task(task)
+        if row.source != "metaicl" or row.kind != "multi-choice":
+            return examples
+        most = max(len(example.options) for example in examples)
+        marks = long_words(stream_key("text options", task), np.arange(len(examples)), most)
+        for i, (example, keys) in enumerate(zip(examples, marks, strict=True)):
+            order = np.argsort(keys[: len(example.options)], kind="stable")
+            options = tuple(example.options[j] for j in order)
+            examples[i] = dataclasses.replace(example, options=options)
+        return examples
 
     # Train tasks
 

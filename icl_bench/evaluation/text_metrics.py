@@ -192,14 +192,11 @@ def difference(a: Sequence[TaskPredictions], b: Sequence[TaskPredictions]) -> Su
 def task_summary(task: TaskPredictions) -> Summary:
     """Mean and worst over demonstration seeds of one task, with 95 % intervals over its queries."""
     size = len(task.answer)
-    weights = np.zeros((NUM_REPLICATES, size))
-    queries = bounded(
-        long_words(stream_key("text queries", 0, size), np.arange(NUM_REPLICATES), size), size
-    )
-    np.add.at(weights, (np.arange(NUM_REPLICATES)[:, None], queries), 1.0)
-    resampled = np.concatenate(
-        [_values(task, block) for block in np.array_split(weights, 1 + weights.size // BLOCK)]
-    )
+    key, parts = stream_key("text queries", 0, size), []
+    for start in range(0, NUM_REPLICATES, max(1, BLOCK // size)):
+        block = np.arange(start, min(NUM_REPLICATES, start + max(1, BLOCK // size)))
+        parts.append(_values(task, _weights(key, block, size)))
+    resampled = np.concatenate(parts)
     values, found = task.values(), []
     for value, rows in (
         (values.mean(), resampled.mean(axis=1)),
@@ -241,14 +238,18 @@ def _replicates(
         key = stream_key("text queries", k, size)
         for start in range(0, len(places), max(1, BLOCK // size)):
             block = places[start : start + max(1, BLOCK // size)]
-            queries = bounded(long_words(key, block, size), size)
-            cells = queries + np.arange(len(block))[:, None] * size
-            weights = np.bincount(cells.ravel(), minlength=cells.size).reshape(cells.shape)
-            found = np.split(_values(task, weights.astype(np.float64)), ends[:-1], axis=1)
+            found = np.split(_values(task, _weights(key, block, size)), ends[:-1], axis=1)
             for m, of_seeds in enumerate(found):
                 values[m][:, block] = of_seeds.mean(axis=1), of_seeds.min(axis=1)
     averaged: np.ndarray = values.reshape(num_methods, 2, NUM_REPLICATES, num_tasks).mean(axis=3)
     return averaged
+
+
+def _weights(key: int, block: Int[np.ndarray, " B"], size: int) -> Float[np.ndarray, "B Q"]:
+    """How often each query is drawn in these replicates."""
+    queries = bounded(long_words(key, block, size), size)
+    cells = queries + np.arange(len(block))[:, None] * size
+    return np.bincount(cells.ravel(), minlength=cells.size).reshape(cells.shape).astype(np.float64)
 
 
 def _values(task: TaskPredictions, weights: Float[np.ndarray, "R Q"]) -> Float[np.ndarray, "R S"]:

@@ -109,6 +109,10 @@ def evaluate_text(
             f"{env_id} has no test tasks {', '.join(others)} at hand; there are "
             f"{', '.join(source.tasks)}"
         )
+    checksums = {task: source.checksum(task) for task in asked}
+    for task in asked:  # what is missing is missed before anything is computed
+        for seed in seeds:
+            source.queries(task, seed)
     found = []
     with tqdm(
         total=len(asked) * len(seeds), desc=env_id, unit="draw", disable=None if progress else True
@@ -124,9 +128,7 @@ def evaluate_text(
                 answers = np.array([episodes[i].query.answer for i in chosen])
                 bar.update()
             found.append(
-                TaskResult(
-                    task, source.checksum(task), len(episodes), chosen, answers, np.stack(rows)
-                )
+                TaskResult(task, checksums[task], len(episodes), chosen, answers, np.stack(rows))
             )
             if finished is not None:
                 finished(found[-1])
@@ -228,7 +230,10 @@ def scorable_tasks(setting: str) -> tuple[str, ...]:
 
 
 def text_fingerprint(env_id: str) -> str:
-    """SHA-256 of all that changes a number of the standard evaluation of a text environment."""
+    """SHA-256 of all that changes a number of the standard evaluation of a text environment.
+
+    Tasks that are not pinned, as the user's own, count by their names alone.
+    """
     spec = find_text_spec(env_id)
     frozen = _frozen()
     content = {

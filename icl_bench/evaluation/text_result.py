@@ -207,7 +207,10 @@ class TextResult:
             OverflowError,
             RecursionError,
         ) as error:
-            raise ValueError(f"{path} is not a text result of icl_bench: {error}") from error
+            raise ValueError(
+                f"{path} is not a text result that can be read: {error} (an environment of your "
+                "own must be registered first: icl-bench --import MODULE …)"
+            ) from error
 
 
 def is_text_result(path: str | os.PathLike[str]) -> bool:

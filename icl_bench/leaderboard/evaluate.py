@@ -1,7 +1,6 @@
 """The subcommand ``icl-bench evaluate``: a learner on environments, into a run folder."""
 
 import argparse
-import importlib
 import re
 import shutil
 import sys
@@ -10,6 +9,7 @@ from typing import Any
 
 from icl_bench.episodes import SPLITS
 from icl_bench.leaderboard.cli import Parsers, add_command
+from icl_bench.leaderboard.own_code import own_learner
 
 TITLES = {"chance": "Chance", "1-nn": "1-NN", "logistic-regression": "Logistic regression"}
 BIASES = {
@@ -38,7 +38,11 @@ A learner is chance, 1-nn, logistic-regression, or module:name of your own calla
     evaluate.add_argument("learner", metavar="LEARNER")
     where = evaluate.add_mutually_exclusive_group(required=True)
     where.add_argument("--env", metavar="ID", help="one environment")
-    where.add_argument("--suite", metavar="SUITE", help="all environments of a suite")
+    where.add_argument(
+        "--suite",
+        metavar="SUITE",
+        help="all environments of a suite; of a text suite those of the direct view",
+    )
     evaluate.add_argument("--split", default="unseen", choices=SPLITS[1:], help="(%(default)s)")
     evaluate.add_argument(
         "--episodes",
@@ -66,42 +70,12 @@ A learner is chance, 1-nn, logistic-regression, or module:name of your own calla
 
 
 def _learner(name: str, num_classes: int, device: str) -> Any:
-    """A reference by its name, or the user's own callable as module:name.
-
-    What the user's own code raises comes with its traceback, not as an error of the command line.
-    """
+    """A reference by its name, or the user's own callable as module:name."""
     from icl_bench.evaluation.learner import REFERENCES
 
     if name in REFERENCES:
         return REFERENCES[name](num_classes)
-    module, _, attribute = name.partition(":")
-    if not attribute or not all(part.isidentifier() for part in module.split(".")):
-        raise ValueError(
-            f"{name!r} is no learner: give {', '.join(REFERENCES)} or module:name of your own"
-        )
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # as `python -m` does
-    try:
-        learner = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"cannot import {name}: {error}") from error
-    if isinstance(learner, type):
-        raise ValueError(
-            f"{name} is no learner but a class: write learner = {attribute}(…) in {module} and "
-            f"give {module}:learner"
-        )
-    if not callable(learner):
-        raise ValueError(f"{name} is no learner: it is a {type(learner).__name__}, not a callable")
-    if hasattr(learner, "to") and hasattr(learner, "eval"):
-        learner = learner.to(device).eval()
-
-    def call(x: Any, prev_y: Any) -> Any:
-        try:
-            return learner(x, prev_y)
-        except Exception as error:
-            raise RuntimeError(f"the learner {name} failed") from error
-
-    return call
+    return own_learner(name, REFERENCES, device)
 
 
 def _at_hand(args: argparse.Namespace, envs: tuple[str, ...]) -> list[str]:

@@ -88,6 +88,22 @@ def board_from_runs(runs: Sequence[Run], suite: str | None = None, split: Split 
             seeds of a method are not about identical episodes.
     """
     texts = [run for run in runs if run.text]
+    unfinished = [
+        run
+        for run in runs
+        if not run.results
+        and not run.text
+        and run.suite is not None
+        and isinstance(any_suite(run.suite), catalog.TextSuite)
+    ]
+    if unfinished:
+        note = "\n".join(f"{run.path}: no results yet: evaluate it first." for run in unfinished)
+        rest = [run for run in runs if run not in unfinished]
+        if not rest:
+            raise ValueError(note)
+        return f"{board_from_runs(rest, suite, split)}\n\n{note}"
+    if texts and split != SPLIT and len(texts) == len(runs):
+        raise ValueError(f"text is evaluated on --split {SPLIT} alone, not on {split}")
     if suite is not None and isinstance(any_suite(suite), catalog.TextSuite):
         return board_from_text_runs(runs, suite)
     if suite is None and texts and split == SPLIT:

@@ -1,7 +1,6 @@
 """``icl-bench evaluate`` on text environments: a learner's answers, into a run folder."""
 
 import argparse
-import importlib
 import re
 import shutil
 import sys
@@ -17,6 +16,7 @@ from icl_bench.evaluation.text_protocol import (
     text_suite,
 )
 from icl_bench.leaderboard.entry import NOT_STATED, own_entry
+from icl_bench.leaderboard.own_code import own_learner
 from icl_bench.leaderboard.runs import load_run, new_run_folder, result_path, write_meta
 from icl_bench.leaderboard.tables import board_from_runs
 from icl_bench.registration import TextEnvSpec, registry
@@ -35,6 +35,8 @@ def evaluate_text_run(args: argparse.Namespace) -> int:
     """Evaluate on an environment, or on every setting of a suite in the direct view."""
     if args.split != "unseen":
         raise ValueError(f"text environments are evaluated on --split unseen, not {args.split}")
+    if args.episodes != 256 or args.device != "cpu":
+        raise ValueError("on text all queries are asked, and a learner has its own device")
     learner, suite = _learner(args.learner), None
     envs: tuple[str, ...] = (args.env,)
     if args.suite:
@@ -51,7 +53,7 @@ def evaluate_text_run(args: argparse.Namespace) -> int:
         deterministic=reference,
         seed=args.seed,
         parameters=0 if reference else None,
-        hardware="CPU",
+        hardware="CPU" if reference else NOT_STATED,
         gpu_hours=0.0 if reference else None,
         external_data="none" if reference else NOT_STATED,
         kind="reference" if reference else "method",
@@ -96,19 +98,4 @@ def _learner(name: str) -> TextLearner:
     """A reference by its name, or the user's own callable as module:name."""
     if name in TEXT_REFERENCES:
         return TEXT_REFERENCES[name]()
-    module, _, attribute = name.partition(":")
-    if not attribute or not all(part.isidentifier() for part in module.split(".")):
-        raise ValueError(
-            f"{name!r} is no text learner: give {', '.join(TEXT_REFERENCES)} or module:name of "
-            "your own"
-        )
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # as `python -m` does
-    try:
-        learner = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"cannot import {name}: {error}") from error
-    if isinstance(learner, type) or not callable(learner):
-        raise ValueError(f"{name} is no learner but a {type(learner).__name__}: give a callable")
-    found: TextLearner = learner
-    return found
+    return own_learner(name, TEXT_REFERENCES)

@@ -93,18 +93,23 @@ def tasks_from_text_runs(runs: Sequence[Run], suite: str | None = None) -> str:
     return f"{told}\n\n{plain_table(heads, sorted(rows, key=lambda r: (r[3], r[0], r[2])))}"
 
 
-def gains_from_text_runs(runs: Sequence[Run], other: Run) -> str:
+def gains_from_text_runs(runs: Sequence[Run], other: Run, suite: str | None = None) -> str:
     """What each method has more than another one, paired on the queries that both answered.
 
     Raises:
         ValueError: If no run has tasks of the other one, or their queries differ.
     """
     rows = []
-    for run in runs:
+    others = [run for run in runs if run.path.resolve() != other.path.resolve()]
+    if not others:
+        raise ValueError(f"{other.path} is compared with itself: give other runs")
+    for run in others:
         for result in run.text:
             spec = find_text_spec(result.env)
             for theirs in other.text:
-                if find_text_spec(theirs.env).setting != spec.setting or run.path == other.path:
+                if find_text_spec(theirs.env).setting != spec.setting:
+                    continue
+                if suite is not None and result.env not in text_suite(suite).envs:
                     continue
                 for domain, words in DOMAINS.items():
                     pair = _both(domain_tasks(result, domain), domain_tasks(theirs, domain))
@@ -112,11 +117,12 @@ def gains_from_text_runs(runs: Sequence[Run], other: Run) -> str:
                         continue
                     gain = difference(*pair)
                     cells = [plus_minus(x, signed(x.mean)) for x in (gain.mean, gain.worst)]
-                    rows.append([run.entry.title, result.env, words, str(len(pair[0])), *cells])
+                    about = [run.entry.title, str(run.entry.seed), result.env, words]
+                    rows.append([*about, str(len(pair[0])), *cells])
     if not rows:
         raise ValueError(f"{other.path} has no two tasks in common with the other runs")
     told = f"percentage points more than {other.entry.title}, paired; ± is the 95 % interval"
-    heads = ["method", "environment", "", "tasks", "mean", "worst"]
+    heads = ["method", "seed", "environment", "", "tasks", "mean", "worst"]
     return f"{told}\n\n{plain_table(heads, rows)}"
 
 
