@@ -247,7 +247,11 @@ def test_queries_come_after_the_demonstrations_of_their_seed(setting, small_task
             episodes = source.queries(task, seed)
             shown = load_text(task, "train", k=16, seed=seed, data_dir=folder)
             assert {episode.demonstrations for episode in episodes} == {shown}
-            assert tuple(episode.query for episode in episodes) == queries
+            for episode, query in zip(episodes, queries, strict=True):
+                # The order of options is drawn by a key, the same for all draws.
+                assert (episode.query.input, episode.query.output) == (query.input, query.output)
+                assert sorted(episode.query.options) == sorted(query.options)
+            assert [e.query for e in episodes] == [e.query for e in source.queries(task, 100)]
             assert [e.episode for e in episodes] == list(range(len(queries)))
             assert {e.demo_seed for e in episodes} == {seed}
         assert source.queries(task) == source.queries(task, 13)

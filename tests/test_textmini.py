@@ -23,6 +23,7 @@ FOOD = {"bread", "cheese", "apple", "soup", "rice", "onion", "pasta", "cake"}
 TOOLS = {"hammer", "saw", "drill", "spade", "axe", "wrench", "chisel", "rake"}
 VEHICLES = {"car", "bus", "train", "ship", "bicycle", "truck", "tram", "ferry"}
 ANIMALS = {"cat", "dog", "horse", "cow", "sheep", "lion", "tiger", "mouse"}
+CLOTHES = {"shirt", "coat", "hat", "shoe", "sock", "glove", "scarf", "belt"}
 TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 ONES = [
     "zero",
@@ -117,6 +118,20 @@ ORACLES = {
     "mini-keys-7": key("mib: dax, gax: fep, rin: zib"),
     "mini-keys-9": key("mib gax: zib, sor tef: dax"),
     "mini-keys-10": key("mib hod: fep, pul vek: dax"),
+    "mini-keys-15": key("mib tef: fep, rin vek: zib"),
+    "mini-keys-20": key("mib rin: dax, sor vek: zib"),
+    "mini-keys-25": key("mib vek: fep, gax rin: dax"),
+    "mini-keys-30": key("sor rin: wug, tef gax: lum"),
+    "mini-keys-35": key("tef gax: wug, hod vek: fep"),
+    "mini-keys-40": key("gax vek: zib, pul hod: lum"),
+    "mini-topics-15": lambda t: "zib" if t.split()[1] in VEHICLES else "fep",
+    "mini-topics-20": lambda t: "dax" if t.split()[1] in FOOD else "zib",
+    "mini-topics-25": lambda t: "dax" if t.split()[1] in CLOTHES else "fep",
+    "mini-letters-15": lambda t: "fep" if "m" in t else "zib",
+    "mini-letters-20": lambda t: "dax" if "k" in t else "zib",
+    "mini-numbers-15": lambda t: "fep" if int(t) >= 4000 else "zib",
+    "mini-numbers-20": lambda t: "dax" if int(t.split()[0]) > int(t.split()[1]) else "zib",
+    "mini-entailment-15": lambda t: {"true": "fep", "false": "zib"}[follows(t)],
     "mini-topics-1": lambda t: "food" if t.split()[1] in FOOD else "animal",
     "mini-topics-2": lambda t: "wug" if t.split()[1] in FOOD else "dax",
     "mini-topics-3": lambda t: "dax" if t.split()[1] in FOOD else "wug",
