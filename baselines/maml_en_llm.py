@@ -96,9 +96,9 @@ def gpu() -> Config:
 
 
 def cpu() -> Config:
-    """A small GPT over bytes on the embedded tasks, within a quarter of an hour.
+    """A small GPT over bytes on the embedded tasks, meant for a quarter of an hour of two cores.
 
-    First order: second order takes five times as long, most of it in attention that is written out.
+    First order: second order takes several times as long on a CPU.
     """
     return Config(
         preset="cpu",

@@ -70,7 +70,7 @@ def gpu() -> Config:
 
 
 def cpu() -> Config:
-    """A small GPT over bytes on the embedded tasks, within a quarter of an hour."""
+    """A small GPT over bytes on the embedded tasks, meant for a quarter of an hour of two cores."""
     return Config(
         preset="cpu",
         env="TextMini-ICL-v0",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import icl_bench
-from baselines import common
+from baselines import cli, common
 from icl_bench.registration import find_spec
 
 # Numbers that a pass may keep for its gradient: 1 GiB.
@@ -131,9 +131,9 @@ class Method:
 
 
 def command(method: Method, config: common.RunConfig) -> str:
-    """How to make a run like this, see ``common.command``."""
+    """How to make a run like this, see ``cli.command``."""
     preset = method.presets[config.preset]()
-    return common.command(method.program, preset, config, config.meta_train, NO_MATTER)
+    return cli.command(method.program, preset, config, config.meta_train, NO_MATTER)
 
 
 def build_model(method: Method, config: common.RunConfig) -> SequenceModel:

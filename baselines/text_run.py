@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import icl_bench
-from baselines import common, monitor
+from baselines import cli, common, monitor
 from baselines.language_model import (
     LanguageModel,
     PromptScorer,
@@ -81,12 +83,12 @@ NO_MATTER = frozenset(
 
 
 def command(config: TextConfig, method: TextMethod) -> str:
-    """How to make a run like this, see ``common.command``; folders by their names alone."""
+    """How to make a run like this, see ``cli.command``; folders by their names alone."""
     preset, start = method.presets[config.preset](), config.start_from
     config = dataclasses.replace(
         config, model=portable_name(config.model), start_from=start and Path(start).resolve().name
     )
-    return common.command(method.program, preset, config, config.env, NO_MATTER)
+    return cli.command(method.program, preset, config, config.env, NO_MATTER)
 
 
 def run(config: TextConfig, method: TextMethod) -> None:
@@ -103,7 +105,7 @@ def run(config: TextConfig, method: TextMethod) -> None:
         )
         _check_limits(config, lm)
         if config.start_from is not None:
-            load_trained_state(lm, load_file(Path(config.start_from) / LEARNER))
+            load_trained_state(lm, _weights(Path(config.start_from) / LEARNER))
         test = text_source(config, split="unseen", domain=config.domain, labels=config.labels)
         if others := sorted({*config.tasks} - {*test.tasks}):
             raise ValueError(
@@ -139,6 +141,18 @@ def run(config: TextConfig, method: TextMethod) -> None:
                 named = dataclasses.replace(config, model=lm.name)
                 common.save_learner(folder.path / LEARNER, state, method.name, named, **about)
             evaluate(config, method, lm, folder)
+
+
+def _weights(path: Path) -> dict[str, torch.Tensor]:
+    """The weights in a file.
+
+    Raises:
+        ValueError: If it is damaged or none, naming it.
+    """
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"--start-from: {path} holds no weights: {error}") from error
 
 
 def _versions() -> dict[str, str]:

@@ -384,6 +384,15 @@ def test_weights_of_another_run_are_evaluated_another_way(
     assert str(tmp_path) not in entry["code"]
 
 
+def test_damaged_weights_to_start_from_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "learner.safetensors").write_bytes(b"not weights")
+    assert run("metaicl", *SHORT, "--start-from", tmp_path, "--runs", tmp_path / "runs") == 2
+    assert "learner.safetensors holds no weights" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_run_is_not_resumed_with_other_training_examples(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

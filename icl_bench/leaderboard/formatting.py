@@ -3,7 +3,7 @@
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from icl_bench.evaluation.statistics import Interval
 from icl_bench.leaderboard.entry import HIDDEN, NOT_STATED, EntryInfo
@@ -112,3 +112,18 @@ def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     from tabulate import tabulate
 
     return tabulate(rows, headers=columns, tablefmt="simple", disable_numparse=True)
+
+
+def not_ranked_parts(rows: Mapping[str, tuple[EntryInfo, tuple[str, ...]]]) -> list[str]:
+    """What a board says of entries that cannot be compared; nothing if there are none."""
+    if not rows:
+        return []
+    cells = [
+        [markdown_text(info.title), name, "; ".join(map(markdown_text, reasons))]
+        for name, (info, reasons) in rows.items()
+    ]
+    return [
+        "**Not ranked**: made for another version of an environment or of the scorer, so that "
+        "the numbers cannot be compared.",
+        markdown_table(["Method", "Entry", "Reason"], cells, 3),
+    ]

@@ -14,6 +14,7 @@ from icl_bench.leaderboard.formatting import (
     linked_title,
     markdown_table,
     markdown_text,
+    not_ranked_parts,
     number,
     percent,
     plus_minus,
@@ -224,16 +225,7 @@ def _section(score: SuiteScore) -> str:
             f"episodes ({extended} instead of {ranked}), for narrower intervals; not ranked.",
             markdown_table(["Method", *short], rows, 1),
         ]
-    if score.not_ranked:
-        rows = [
-            [markdown_text(info.title), name, "; ".join(map(markdown_text, reasons))]
-            for name, (info, reasons) in score.not_ranked.items()
-        ]
-        parts += [
-            "**Not ranked**: made for another version of an environment or of the scorer, so that "
-            "the numbers cannot be compared.",
-            markdown_table(["Method", "Entry", "Reason"], rows, 3),
-        ]
+    parts += not_ranked_parts(score.not_ranked)
     return "\n\n".join(parts) + "\n"
 
 

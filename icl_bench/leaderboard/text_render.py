@@ -10,6 +10,7 @@ from icl_bench.leaderboard.formatting import (
     linked_title,
     markdown_table,
     markdown_text,
+    not_ranked_parts,
     number,
     percent,
     plus_minus,
@@ -84,16 +85,7 @@ def text_section(score: TextSuiteScore) -> str:
             "more seeds, the last row of a method is their mean ± the 95 % t interval over seeds.",
             markdown_table(["Method", "Seed", *suite.settings], rows, 2),
         ]
-    if score.not_ranked:
-        rows = [
-            [markdown_text(info.title), name, "; ".join(map(markdown_text, reasons))]
-            for name, (info, reasons) in score.not_ranked.items()
-        ]
-        parts += [
-            "**Not ranked**: made for another version of an environment or of the scorer, so that "
-            "the numbers cannot be compared.",
-            markdown_table(["Method", "Entry", "Reason"], rows, 3),
-        ]
+    parts += not_ranked_parts(score.not_ranked)
     return "\n\n".join(parts) + "\n"
 
 
