@@ -7,6 +7,7 @@ from pathlib import Path
 from icl_bench import catalog
 from icl_bench.data.cache import atomic_path
 from icl_bench.evaluation.statistics import Interval
+from icl_bench.leaderboard import replays
 from icl_bench.leaderboard.export import board_csv, board_json
 from icl_bench.leaderboard.formatting import (
     DASH,
@@ -119,7 +120,7 @@ def render_board(
     out = root if out is None else Path(out)
     if not root.is_dir():
         raise FileNotFoundError(f"no leaderboards at {root}: there is no such folder")
-    known = [suite.name for suite in ALL_SUITES]
+    known = [*(suite.name for suite in ALL_SUITES), replays.FOLDER]
     for path in sorted(root.iterdir()):
         if path.is_dir() and not path.name.startswith(".") and path.name not in known:
             raise ValueError(f"{path} is no suite: {root} holds folders of {', '.join(known)}")
