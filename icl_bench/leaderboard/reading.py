@@ -49,6 +49,7 @@ class Submission:
         fingerprints: Environment id → evaluation fingerprint, as handed in.
         problems: Everything wrong with it; empty if nothing.
         outdated: Why its numbers cannot be compared with those of this version; empty if they can.
+        flags: Why it needs a replay before anyone believes it; empty if nothing is odd.
     """
 
     path: Path
@@ -59,6 +60,7 @@ class Submission:
     fingerprints: Mapping[str, str]
     problems: tuple[str, ...]
     outdated: tuple[str, ...]
+    flags: tuple[str, ...] = ()
 
     @property
     def seeds(self) -> tuple[int, ...]:

@@ -24,6 +24,7 @@ from icl_bench.evaluation.statistics import (
 from icl_bench.leaderboard.entry import EntryInfo
 from icl_bench.leaderboard.predictions import episode_counts
 from icl_bench.leaderboard.reading import Submission, read_entries, read_submission
+from icl_bench.leaderboard.replays import ReplayRecord, record_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +69,16 @@ class EntryScore:
         suite: Suite.
         seeds: Meta-training seeds, ascending.
         columns: Environment id → score, in the suite's order; only what was handed in.
+        flags: Why it needs a replay before anyone believes it; empty if nothing is odd.
+        replay: What a replay of these very files found; None if there was none.
     """
 
     entry: EntryInfo
     suite: str
     seeds: tuple[int, ...]
     columns: Mapping[str, ColumnScore]
+    flags: tuple[str, ...] = ()
+    replay: ReplayRecord | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +196,8 @@ def _score(submission: Submission) -> EntryScore:
         suite=suite.name,
         seeds=submission.seeds,
         columns={env: score_column(by_seed, ranked) for env, by_seed in results.items()},
+        flags=submission.flags,
+        replay=record_of(submission.path),
     )
 
 

@@ -26,6 +26,7 @@ from icl_bench.evaluation.text_protocol import scorable_tasks, text_answers, tex
 from icl_bench.evaluation.text_result import TaskResult, TextResult
 from icl_bench.leaderboard.entry import EntryInfo
 from icl_bench.leaderboard.reading import Submission, read_entries, read_submission
+from icl_bench.leaderboard.replays import ReplayRecord, record_of
 from icl_bench.leaderboard.scoring import mean_rank_of
 from icl_bench.registration import find_text_spec
 
@@ -99,6 +100,7 @@ class TextEntryScore:
         view: ``direct`` or ``channel``.
         seeds: Meta-training seeds, ascending.
         columns: Domain → setting → score, in the suite's order; only what was handed in.
+        replay: What a replay of these very files found; None if there was none.
     """
 
     entry: EntryInfo
@@ -106,6 +108,7 @@ class TextEntryScore:
     view: str
     seeds: tuple[int, ...]
     columns: Mapping[Domain, Mapping[str, TextColumn]]
+    replay: ReplayRecord | None = None
 
     def full(self, domain: Domain) -> dict[str, TextColumn]:
         """Setting → score, of columns that were answered in full."""
@@ -273,6 +276,7 @@ def score_text_suite(folder: str | os.PathLike[str]) -> TextSuiteScore:
                 domain: {s: by_name[name] for s, by_name in found.items() if name in by_name}
                 for domain, found in columns.items()
             },
+            replay=record_of(submissions[name].path),
         )
         for name in order
     }
