@@ -13,10 +13,10 @@ JOBS ?= 2
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev quickstart test test-slow test-all lint format clean
+.PHONY: help install dev quickstart test test-slow test-browser test-all lint format clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 install: $(VENV)/.installed ## The library in a virtual environment
 dev: $(VENV)/.installed-dev ## The same with what tests and checks need
@@ -53,7 +53,10 @@ test: $(VENV)/.installed-dev ## The fast tests
 test-slow: $(VENV)/.installed-dev ## The slow tests alone
 	$(BIN)/python -m pytest -q -m "slow and not browser" $(PYTEST_ARGS)
 
-test-all: test test-slow ## Fast and slow tests
+test-browser: $(VENV)/.installed-dev ## The page of the leaderboards in a Chromium; skips where there is none
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m browser $(PYTEST_ARGS)
+
+test-all: test test-slow test-browser ## Fast, slow and browser tests
 
 lint: $(VENV)/.installed-dev ## ruff and mypy, which change nothing
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ A run folder is ``runs/<env or suite>__<name>__<seed>__<utc>/``:
     meta.json             the method for a leaderboard, versions, commit, device, fingerprints
     metrics.jsonl         one JSON object per line; ``event`` says what kind
     learner.safetensors   the learner's weights; the settings are in the file's header
+    learner.json          instead, where there are no weights: the settings alone
     results/*.parquet     one result per environment and split
     learning_curve.png    accuracy against the number of labelled examples
 """

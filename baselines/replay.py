@@ -1,169 +1,194 @@
-"""Run an entry's checkpoints again: do they give the predictions that were handed in?
+"""Run the learners of entries again: do they give the predictions that were handed in?
 
     python -m baselines.replay leaderboards/table2-proj8-v0/gpicl
+    python -m baselines.replay leaderboards/digits-v0/*/ --record       # for the boards
     python -m baselines.replay leaderboards/digits-v0/gpicl --runs runs    # for score and plot
+    python -m baselines.replay --check                                  # nothing is run
 
-For each seed the learner is rebuilt from ``checkpoints/seed-<n>.safetensors``, whose header names
-the baseline (one of an allow-list) and its settings; nothing of the file is executed. It then
-predicts the frozen episodes and as many fresh ones, of tasks that nobody has seen: a learner that
-was tuned to the frozen episodes is worse there.
+Of each meta-training seed the learner is rebuilt from checkpoints/seed-<n>.safetensors or .json,
+which names the baseline (one of an allow-list) and its settings; nothing of the file is executed.
+It then predicts the frozen episodes and as many fresh ones, of tasks that nobody has seen; on text
+it answers the frozen queries, and the same after other draws of demonstrations, as there are no
+further tasks. What it says of an entry:
+
+    replayed      the predictions are those handed in, but for rounding (0.5 % may differ)
+    DIFFERS       they are not
+    GAP           a learner tuned to what is frozen: it is significantly worse on what is fresh
+    PEEKS         it knows classes of fresh tasks before it has seen a label
+    not replayed  no learner was handed in, data or a package are not at hand, or it is refused
+
+The gap is the accuracy on frozen less that on fresh episodes, at the last step, with a 95 %
+interval: Welch's t on the means of the tasks, which are independent; on text paired by task. GAP
+needs a 99.9 % interval above zero after Bonferroni over all seeds and environments of the entry, so
+that one honest entry in 2,000 is accused.
+
+--record writes leaderboards/replays/<suite>/<entry>.json, by which boards mark the entry; not if
+predictions differ. A record counts for the very files of predictions and learners that it was made
+of, which --check verifies of all records. Status 0 if all is well, 1 for DIFFERS, GAP, PEEKS and
+records that do not count, 2 if anything could not be replayed.
 """
 
 import argparse
 import dataclasses
-import importlib
-import json
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
-
 import icl_bench
 from baselines import common
+from baselines.rebuild import BASELINES as BASELINES
+from baselines.rebuild import ReplayError as ReplayError
+from baselines.rebuild import load_learner, load_text_learner
+from baselines.replay_cells import Rerun, rerun_text, rerun_vectors
+from icl_bench.catalog import Suite, TextSuite
 from icl_bench.data.images import MissingDataError
-from icl_bench.evaluation.learner import Learner, call_learner
+from icl_bench.envs.source import EnvArgs
+from icl_bench.evaluation.metrics import taxonomy
+from icl_bench.leaderboard.formatting import clean_text
+from icl_bench.leaderboard.plausibility import THRESHOLD
+from icl_bench.leaderboard.replays import (
+    FOLDER,
+    ReplayRecord,
+    read_record,
+    record_path,
+    replay_digest,
+    write_record,
+)
 from icl_bench.leaderboard.submission import Submission, read_submission
-from icl_bench.registration import find_spec
 
-# Name in a checkpoint's header → module; its METHOD builds the model.
-BASELINES = {
-    "gpicl": "baselines.gpicl",
-    "lstm": "baselines.lstm",
-    "outer-lstm": "baselines.outer_lstm",
-    "vsml": "baselines.vsml",
-    "vsml-nosym": "baselines.vsml_nosym",
-    "vsml-clone": "baselines.vsml_clone",
-    "mlp": "baselines.mlp",
-    "maml": "baselines.maml",
-    "protonet": "baselines.protonet",
-}
-
-# A file beyond these is no learner of ours; settings whose cost the tensors' shapes do not show.
-MAX_HEADER, MAX_NUMBERS = 20_000, 200_000_000
-MAX_SETTINGS = {"layers": 256, "micro_ticks": 64, "inner_steps": 1000}
-
-# Fresh episodes begin after those of any protocol.
-FRESH_FROM = 2**20
-
-# Share of predictions that may differ: other machines round otherwise, and near-ties turn.
-ROUNDING = 0.005
-
-
-class ReplayError(ValueError):
-    """A checkpoint that cannot be rebuilt, with the reason."""
-
-
-def load_learner(path: Path, device: str = "cpu") -> Learner:
-    """The learner of a checkpoint, in evaluation mode.
-
-    Raises:
-        ReplayError: If the file is not a checkpoint of a known baseline, or does not fit it.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get("learner", "{}")
-            names = file.keys()
-            shapes = {name: file.get_slice(name).get_shape() for name in names}
-    except Exception as error:  # safetensors raises a type of its own for every damage
-        raise ReplayError(f"{path} is not a safetensors file: {error}") from error
-    if len(header) > MAX_HEADER:
-        raise ReplayError(f"{path}: a header of more than {MAX_HEADER} characters")
-    try:
-        about = json.loads(header)
-        name, settings = about["baseline"], dict(about["config"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ReplayError(f"{path}: the header does not say what it is the learner of") from error
-    if not isinstance(name, str) or name not in BASELINES:
-        raise ReplayError(f"{path}: baseline {name!r} is none of {', '.join(BASELINES)}")
-    if sum(int(np.prod(shape)) for shape in shapes.values()) > MAX_NUMBERS:
-        raise ReplayError(f"{path}: more than {MAX_NUMBERS} numbers")
-    module = importlib.import_module(BASELINES[name])
-    try:
-        # A setting that came later has the default that is what was done before.
-        settings = dataclasses.asdict(module.Config()) | settings
-        config = common.config_from_json(module.Config, json.dumps(settings))
-        for setting, most in MAX_SETTINGS.items():
-            if getattr(config, setting, 0) > most:
-                raise ValueError(f"{setting} above {most}")
-        config.check()
-        spec = find_spec(config.meta_train)
-        with torch.device("meta"):  # shapes alone, whatever the settings claim
-            wanted = module.METHOD.build(config, spec.num_features, spec.num_classes).state_dict()
-        if {name: list(tensor.shape) for name, tensor in wanted.items()} != shapes:
-            raise ValueError("the tensors are not those of its settings")
-        model = module.METHOD.build(config, spec.num_features, spec.num_classes)
-        model.load_state_dict(load_file(path))
-    except (KeyError, TypeError, ValueError, RuntimeError, json.JSONDecodeError) as error:
-        raise ReplayError(f"{path}: {' '.join(str(error).split())}") from error
-    return model.to(device).eval()
-
-
-@dataclasses.dataclass(frozen=True)
-class Replay:
-    """What one seed's checkpoint does on one environment.
-
-    Attributes:
-        seed: Meta-training seed.
-        env: Environment id.
-        differing: Share of the frozen predictions that differ from those handed in.
-        frozen: Accuracy at the last step on the frozen episodes.
-        fresh: The same on as many fresh episodes.
-    """
-
-    seed: int
-    env: str
-    differing: float
-    frozen: float
-    fresh: float
-
-    @property
-    def same(self) -> bool:
-        """Whether the predictions are those handed in, but for rounding."""
-        return self.differing <= ROUNDING
+# Arguments of meta-training that decide which tasks were seen.
+SEEN = frozenset({"num_tasks", "bias", "single_task", "repeat", "task_seed"})
 
 
 def replay(
     submission: Submission, device: str = "cpu", data_dir: str | None = None
-) -> list[Replay]:
-    """Replay every seed of a submission that has a checkpoint, where data are at hand.
+) -> ReplayRecord:
+    """Replay every seed of a submission that has a learner, where data are at hand.
+
+    A line of every cell is printed as soon as it is there.
 
     Raises:
-        ReplayError: If there is no checkpoint, or one cannot be rebuilt.
+        ReplayError: If there is nothing to replay, or a learner cannot be rebuilt or run.
     """
-    found = []
-    for seed, learner in learners(submission, device).items():
-        for env, handed_in in submission.predictions[seed].items():
-            made = _make(env, device, data_dir)
-            if made is None:
+    digest = replay_digest(submission.path)
+    reruns: dict[tuple[int, str], Rerun] = {}
+    for seed, path in learner_files(submission).items():
+        for env in (submission.text or submission.predictions)[seed]:
+            try:
+                found = _rerun(submission, seed, env, path, device, data_dir)
+            except MissingDataError as error:
+                print(f"skipped {env}: {error}", file=sys.stderr)
                 continue
-            count = len(handed_in.prediction)
-            frozen, right = _predict(learner, made.unwrapped, 0, count)
-            _, fresh = _predict(learner, made.unwrapped, FRESH_FROM, count)
-            differing = float((frozen != handed_in.prediction).mean())
-            last = float(right[:, -1].mean())
-            found.append(Replay(seed, env, differing, last, float(fresh[:, -1].mean())))
-    return found
+            reruns[seed, env] = found
+            print(_line(seed, env, found), flush=True)
+    if not reruns:
+        raise ReplayError("no data of any of its environments are at hand")
+    cells: dict[int, dict[str, Any]] = {}
+    for (seed, env), found in reruns.items():
+        cells.setdefault(seed, {})[env] = found.cell(len(reruns))
+    words = {} if submission.text else taxonomies(submission, device, data_dir)
+    return ReplayRecord(digest, metadata.version("icl-bench"), cells, words)
 
 
-def learners(submission: Submission, device: str = "cpu") -> dict[int, Learner]:
-    """Meta-training seed → learner, of every seed that has a checkpoint.
+def _rerun(
+    submission: Submission, seed: int, env: str, path: Path, device: str, data_dir: str | None
+) -> Rerun:
+    if isinstance(submission.suite, TextSuite):
+        learner = load_text_learner(path, env, device, data_dir)
+        return rerun_text(learner, env, submission.text[seed][env], submission.suite, data_dir)
+    made: Any = icl_bench.make(env, split="unseen", device=device, data_dir=data_dir)
+    handed_in = submission.predictions[seed][env]
+    return rerun_vectors(load_learner(path, device), made.unwrapped, handed_in)
+
+
+def learner_files(submission: Submission) -> dict[int, Path]:
+    """Meta-training seed → the file of its learner, of every seed that has one.
 
     Raises:
-        ReplayError: If there is none, or one cannot be rebuilt.
+        ReplayError: If there is none, or two of one seed.
     """
-    found = {}
-    for seed in submission.predictions:
-        path = submission.path / "checkpoints" / f"seed-{seed}.safetensors"
-        if path.exists():
-            found[seed] = load_learner(path, device)
+    found: dict[int, Path] = {}
+    for seed in submission.seeds:
+        names = [f"seed-{seed}.{kind}" for kind in ("safetensors", "json")]
+        paths = [submission.path / "checkpoints" / name for name in names]
+        paths = [path for path in paths if path.is_file()]
+        if len(paths) > 1:
+            raise ReplayError(f"there are both {' and '.join(names)}: one learner of a seed")
+        if paths:
+            found[seed] = paths[0]
     if not found:
-        raise ReplayError(f"{submission.path} has no checkpoint to replay (checkpoints/seed-<n>)")
+        raise ReplayError("there is no checkpoint to replay (checkpoints/seed-<n>)")
     return found
+
+
+def taxonomies(
+    submission: Submission, device: str = "cpu", data_dir: str | None = None
+) -> dict[str, str]:
+    """What the learners do with tasks, where they were meta-trained on finitely many.
+
+    Returns:
+        Environment of meta-training → word of ``metrics.taxonomy``, several where seeds differ;
+        empty where there are no seen tasks, or their data or arguments are not at hand.
+    """
+    about = submission.scorable()
+    env, kwargs = about.meta_train or "", dict(about.meta_train_kwargs)
+    unseen = submission.results().get(env)
+    if unseen is None or kwargs.get("num_tasks", EnvArgs().num_tasks) in (None, "none"):
+        return {}
+    if kwargs.pop("episode_length", unseen[0].episode_length) != unseen[0].episode_length:
+        return {}
+    files, words = learner_files(submission), []
+    try:
+        if others := sorted(set(kwargs) - SEEN):
+            raise ValueError(f"arguments {', '.join(others)} of meta-training")
+        for seed, result in zip(submission.seeds, unseen, strict=True):
+            if seed in files:
+                seen = icl_bench.evaluate(
+                    load_learner(files[seed], device),
+                    env,
+                    split="seen",
+                    seed=seed,
+                    num_episodes=len(result.episode),
+                    device=device,
+                    data_dir=data_dir,
+                    **kwargs,
+                )
+                words.append(taxonomy(seen, result))
+    except (ValueError, TypeError, OSError) as error:
+        print(f"no taxonomy: {clean_text(str(error))}", file=sys.stderr)
+        return {}
+    print(f"with the tasks of {env}: {', '.join(words)}")
+    return {env: ", ".join(dict.fromkeys(words))}
+
+
+def _line(seed: int, env: str, found: Rerun) -> str:
+    cell, gap = found.cell(1), found.gap()
+    return (
+        f"seed {seed}  {env:24} {'same' if cell.same else 'DIFFERS':8}"
+        f"{cell.differing:.3%} of predictions differ; frozen {cell.frozen:.1%}, fresh "
+        f"{cell.fresh:.1%}, gap {gap.mean:+.1%} [{gap.low:+.1%}, {gap.high:+.1%}]"
+    )
+
+
+def verdict(submission: Submission, record: ReplayRecord) -> tuple[str, bool]:
+    """What a replay says of an entry, and whether all is well."""
+    wrong: dict[str, list[str]] = {"DIFFERS": [], "GAP": [], "PEEKS": []}
+    for seed, by_env in record.cells.items():
+        for env, cell in by_env.items():
+            peeks = cell.first_step_p is not None and cell.first_step_p < THRESHOLD
+            for word, holds in zip(wrong, (not cell.same, cell.tuned, peeks), strict=True):
+                wrong[word] += [f"{env}, seed {seed}"] * holds
+    for word, where in wrong.items():
+        if where:
+            more = f" and {len(where) - 1} more" * (len(where) > 1)
+            return f"{word} on {where[0]}{more}", False
+    whole = submission.text or submission.predictions
+    handed_in = sum(map(len, whole.values()))
+    replayed = sum(map(len, record.cells.values()))
+    part = f": {replayed} of {handed_in} cells (seeds x environments)" * (replayed < handed_in)
+    return f"replayed{part}", True
 
 
 def save_runs(
@@ -172,74 +197,100 @@ def save_runs(
     """Evaluate every checkpoint as any learner, and write a run folder of each seed.
 
     Raises:
-        ReplayError: As ``learners``.
+        ReplayError: If a learner is missing or cannot be rebuilt, or of a text suite.
     """
-    assert submission.entry is not None
-    assert submission.suite is not None
-    paths = []
-    for seed, learner in learners(submission, device).items():
-        envs = [env for env in submission.predictions[seed] if _make(env, device, data_dir)]
-        results = [
-            icl_bench.evaluate(learner, env, progress=True, device=device, data_dir=data_dir)
-            for env in envs
-        ]
-        entry = dataclasses.replace(submission.entry, seed=seed).to_dict()
+    if not isinstance(submission.suite, Suite):
+        raise ReplayError("only entries of vectors are evaluated anew")
+    about, paths = submission.scorable(), []
+    for seed, path in learner_files(submission).items():
+        learner, results = load_learner(path, device), []
+        for env in submission.predictions[seed]:
+            try:
+                result = icl_bench.evaluate(
+                    learner, env, progress=True, device=device, data_dir=data_dir
+                )
+            except MissingDataError as error:
+                print(f"skipped {env}: {error}", file=sys.stderr)
+            else:
+                results.append(result)
+        entry = dataclasses.replace(about, seed=seed).to_dict()
         paths.append(icl_bench.save_run(results, root, suite=submission.suite.name, **entry))
     return paths
 
 
-def _make(env: str, device: str, data_dir: str | None) -> Any:
-    """The unseen split of an environment; None, and a line on stderr, without its data."""
-    try:
-        return icl_bench.make(env, split="unseen", device=device, data_dir=data_dir)
-    except MissingDataError as error:
-        print(f"skipped {env}: {error}", file=sys.stderr)
-        return None
-
-
-def _predict(learner: Learner, env: Any, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Predictions [E, T] of these episodes, and whether each is right."""
-    predictions, right = [], []
-    for start in range(first, first + count, 64):
-        batch = env.episodes(range(start, min(start + 64, first + count)))
-        logits = call_learner(learner, batch.x, batch.prev_y, batch.num_classes)
-        predictions.append(logits.argmax(dim=-1).cpu().numpy())
-        right.append(predictions[-1] == batch.y.cpu().numpy())
-    return np.concatenate(predictions), np.concatenate(right)
+def check_records(root: Path) -> list[str]:
+    """Why records below ``root`` do not count, one sentence each; nothing is run."""
+    problems = []
+    for path in sorted((root / FOLDER).glob("*/*")):
+        entry = root / path.parent.name / path.name.removesuffix(".json")
+        try:
+            record = read_record(path)
+        except (ValueError, OSError) as error:
+            problems.append(clean_text(str(error)))
+            continue
+        if not (entry / "entry.toml").is_file():
+            problems.append(f"{path}: there is no entry {entry}")
+        elif record.digest != replay_digest(entry):
+            problems.append(f"{path}: predictions or checkpoints changed since, replay it again")
+        elif not record.same:
+            problems.append(f"{path}: predictions differed")
+    return problems
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; status 1 if a replay differs."""
+    """Command line; see the module for the status."""
     parser = argparse.ArgumentParser(
         prog="python -m baselines.replay",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("entry", type=Path, help="folder of an entry, with checkpoints")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
-    parser.add_argument("--data-dir", help="data folder; see also ICL_BENCH_DATA")
+    parser.add_argument("entries", nargs="*", type=Path, metavar="ENTRY", help="folders of entries")
+    parser.add_argument("--record", action="store_true", help="write what was found, for boards")
     parser.add_argument("--runs", type=Path, help="evaluate instead, into run folders here")
+    parser.add_argument("--check", action="store_true", help="only see whether records count")
+    parser.add_argument(
+        "--root", type=Path, default=Path("leaderboards"), help="for --check (%(default)s)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
+    parser.add_argument("--data-dir", help="data folder; see also ICL_BENCH_DATA")
     args = parser.parse_args(argv)
-    try:
-        device = str(common.resolve_device(args.device))
-        submission = read_submission(args.entry)
-        if submission.problems:
-            raise ReplayError(f"{args.entry} is not valid: {submission.problems[0]}")
-        if args.runs is not None:
-            for path in save_runs(submission, args.runs, device, args.data_dir):
-                print(path)
-            return 0
-        rows = replay(submission, device, args.data_dir)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    for row in rows:
-        verdict = "same" if row.same else "DIFFERS"
-        print(
-            f"seed {row.seed}  {row.env:24} {verdict:8} {row.differing:.3%} of predictions differ; "
-            f"last step: frozen {row.frozen:.1%}, fresh {row.fresh:.1%}"
-        )
-    return 0 if all(row.same for row in rows) else 1
+    if bool(args.entries) == args.check:
+        parser.error("give folders of entries, or --check")
+    if args.check:
+        problems = check_records(args.root)
+        print("\n".join(problems or [f"the records in {args.root / FOLDER} count"]))
+        return int(bool(problems))
+    found = []
+    for i, path in enumerate(args.entries):
+        if len(args.entries) > 1:
+            print(f"--- {i + 1} of {len(args.entries)}: {path}", flush=True)
+        try:
+            found.append((f"{path}: ", *_one(path, args)))
+        except (ValueError, OSError) as error:
+            found.append((f"{path}: ", f"not replayed ({clean_text(str(error))})", 2))
+    for name, words, status in found:
+        if words:
+            print(name + words, file=sys.stderr if status == 2 else sys.stdout)
+    return max(status for *_, status in found)
+
+
+def _one(path: Path, args: argparse.Namespace) -> tuple[str, int]:
+    """Replay an entry: what to say of it at the end, and the status."""
+    device = str(common.resolve_device(args.device))
+    submission = read_submission(path)
+    submission.scorable()
+    if args.runs is not None:
+        for run in save_runs(submission, args.runs, device, args.data_dir):
+            print(run)
+        return "", 0
+    record = replay(submission, device, args.data_dir)
+    words, good = verdict(submission, record)
+    if args.record and record.same:
+        place = path.resolve()
+        written = record_path(place.parent.parent, place.parent.name, place.name)
+        write_record(written, record)
+        words = f"{words}; {written}"
+    return words, int(not good)
 
 
 if __name__ == "__main__":

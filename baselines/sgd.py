@@ -32,6 +32,7 @@ import icl_bench
 from baselines import cli, common
 from icl_bench.data.cache import atomic_path
 from icl_bench.evaluation.statistics import task_interval
+from icl_bench.leaderboard.learner_files import SETTINGS, write_settings
 from icl_bench.registration import find_spec
 from icl_bench.tasks import counter
 
@@ -238,7 +239,8 @@ def run(config: Config) -> None:
     else:
         envs = common.envs_at_hand(config)
         with common.open_run(config, entry, PROGRAM) as folder:
-            common.save_learner(folder.path / "learner.safetensors", learner.initial, "sgd", config)
+            settings = dataclasses.asdict(common.portable(config))
+            write_settings(folder.path / SETTINGS, "sgd", settings)  # seed names the weights
             common.evaluate_run(folder, learner, envs)
 
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from icl_bench.episodes import TextEpisode
 from icl_bench.evaluation.journal import ScoreJournal
 from icl_bench.evaluation.text_protocol import TextLearner
 from icl_bench.evaluation.text_result import TaskResult
+from icl_bench.leaderboard.learner_files import SETTINGS, WEIGHTS, write_settings
 from icl_bench.leaderboard.runs import load_run, result_path
 from icl_bench.leaderboard.tables import board_from_runs
 from icl_bench.tasks.prompts import PromptFormat
@@ -71,8 +72,6 @@ class TextMethod:
     check: Callable[[str], None] | None = None
 
 
-LEARNER = "learner.safetensors"
-
 # Of a run's settings those that may differ between runs of one method: what is asked is in the
 # results.
 NO_MATTER = frozenset(
@@ -84,11 +83,19 @@ NO_MATTER = frozenset(
 
 def command(config: TextConfig, method: TextMethod) -> str:
     """How to make a run like this, see ``cli.command``; folders by their names alone."""
-    preset, start = method.presets[config.preset](), config.start_from
-    config = dataclasses.replace(
+    preset = method.presets[config.preset]()
+    return cli.command(method.program, preset, without_folders(config), config.env, NO_MATTER)
+
+
+Config = TypeVar("Config", bound=TextConfig)
+
+
+def without_folders(config: Config) -> Config:
+    """The same settings with the names of folders instead of the ways to them."""
+    start = config.start_from
+    return dataclasses.replace(
         config, model=portable_name(config.model), start_from=start and Path(start).resolve().name
     )
-    return cli.command(method.program, preset, config, config.env, NO_MATTER)
 
 
 def run(config: TextConfig, method: TextMethod) -> None:
@@ -105,7 +112,7 @@ def run(config: TextConfig, method: TextMethod) -> None:
         )
         _check_limits(config, lm)
         if config.start_from is not None:
-            load_trained_state(lm, _weights(Path(config.start_from) / LEARNER))
+            load_trained_state(lm, _weights(Path(config.start_from) / WEIGHTS))
         test = text_source(config, split="unseen", domain=config.domain, labels=config.labels)
         if others := sorted({*config.tasks} - {*test.tasks}):
             raise ValueError(
@@ -136,10 +143,14 @@ def run(config: TextConfig, method: TextMethod) -> None:
             common.add_meta(folder, **about, text_versions=_versions())
             hours = train(config, lm, phases, folder)
             common.add_gpu_hours(folder, entry, hours)
+            named = without_folders(config)
             if trained:
                 state = {name: t.contiguous() for name, t in trained_state(lm).items()}
-                named = dataclasses.replace(config, model=lm.name)
-                common.save_learner(folder.path / LEARNER, state, method.name, named, **about)
+                common.save_learner(folder.path / WEIGHTS, state, method.name, named, **about)
+            else:  # the same file for every setting that one method is evaluated on
+                left_out = (NO_MATTER | common.PLACES) - {"seed"}
+                settings = {k: v for k, v in dataclasses.asdict(named).items() if k not in left_out}
+                write_settings(folder.path / SETTINGS, method.name, settings)
             evaluate(config, method, lm, folder)
 
 
@@ -221,15 +232,7 @@ def evaluate(
             "device": next(lm.model.parameters()).device.type,
             "versions": _versions(),
         }
-        scorer = PromptScorer(
-            lm,
-            method.prompt_format,
-            k=method.k,
-            calibrate=method.calibrate,
-            journal=ScoreJournal(folder.path / "scores.jsonl", settings),
-            batch_tokens=config.batch_tokens,
-            progress=True,
-        )
+        journal = ScoreJournal(folder.path / "scores.jsonl", settings)
 
         def finished(task: TaskResult) -> None:
             values = task.predictions.values()
@@ -243,7 +246,7 @@ def evaluate(
             )
 
         result = icl_bench.evaluate_text(
-            scorer if method.adapt is None else method.adapt(lm, scorer),
+            text_learner(config, method, lm, journal),
             config.env,
             tasks=config.tasks or None,
             domain=config.domain,
@@ -257,6 +260,29 @@ def evaluate(
         result.save(path)
     print(board_from_runs([load_run(folder.path)]))
     print(f"\n{folder.path}")
+
+
+def text_learner(
+    config: TextConfig, method: TextMethod, lm: LanguageModel, journal: ScoreJournal | None = None
+) -> TextLearner:
+    """The model as it is evaluated.
+
+    Args:
+        config: Settings.
+        method: What it says of prompts, calibration and adaptation.
+        lm: The model, in eval mode.
+        journal: Keeps scores, so that an interrupted evaluation goes on.
+    """
+    scorer = PromptScorer(
+        lm,
+        method.prompt_format,
+        k=method.k,
+        calibrate=method.calibrate,
+        journal=journal,
+        batch_tokens=config.batch_tokens,
+        progress=True,
+    )
+    return scorer if method.adapt is None else method.adapt(lm, scorer)
 
 
 class Prepared:

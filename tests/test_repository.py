@@ -398,7 +398,11 @@ def wheel(tmp_path_factory) -> zipfile.ZipFile:
 def test_the_wheel_holds_the_library_and_its_data_and_nothing_else(wheel) -> None:
     found = {name for name in wheel.namelist() if ".dist-info/" not in name}
     expected = {name_of(path) for path in LIBRARY}
-    for pattern in ("evaluation/frozen/*.npz", "leaderboard/reported/*.csv"):
+    for pattern in (
+        "evaluation/frozen/*.npz",
+        "leaderboard/reported/*.csv",
+        "leaderboard/assets/*",
+    ):
         files = {name_of(path) for path in (ROOT / "icl_bench").glob(pattern)}
         assert files
         expected |= files
@@ -437,7 +441,9 @@ def test_committed_files_are_small() -> None:
     assert "pyproject.toml" in sizes
     limits = {
         name: MAX_PREDICTIONS_BYTES
-        if re.fullmatch(r"leaderboards/[^/]+/[^/]+/(predictions|checkpoints)/[^/]+", name)
+        if re.fullmatch(
+            r"leaderboards/([^/]+/[^/]+/(predictions|checkpoints)/[^/]+|index\.html)", name
+        )
         else MAX_BYTES
         for name in sizes
     }

@@ -1,16 +1,17 @@
 import datetime
 import json
-import os
 import re
 import shutil
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hostile_changes import SEED_0, log_probs, table_change, write
+from hostile_corpus import LAYOUT, PREDICTIONS, TOML
+from safetensors.numpy import save_file
 from synthetic_runs import (
     DIGITS,
     ENVS,
@@ -25,7 +26,6 @@ from synthetic_runs import (
 
 import icl_bench
 from icl_bench.evaluation import protocol
-from icl_bench.evaluation.result import log_prob_steps
 from icl_bench.leaderboard.entry import EntryInfo, to_toml
 from icl_bench.leaderboard.runs import (
     load_run,
@@ -330,236 +330,7 @@ def test_what_is_no_toml_is_told_in_the_words_of_the_parser(made, tmp_path):
     assert problem == "entry.toml: cannot be read as TOML: Invalid value (at line 1, column 5)"
 
 
-# --- a corpus of bad submissions
-
-
-Change = Callable[[Path], None]
-SEED_0, SEED_1 = "predictions/seed-0.parquet", "predictions/seed-1.parquet"
-STEPS = log_prob_steps(100)
-
-
-def toml(old: str, new: str) -> Change:
-    def change(path: Path) -> None:
-        file = path / "entry.toml"
-        text = file.read_text()
-        assert old in text
-        file.write_text(text.replace(old, new, 1))
-
-    return change
-
-
-def toml_without(key: str) -> Change:
-    def change(path: Path) -> None:
-        lines = (path / "entry.toml").read_text().splitlines()
-        kept = [line for line in lines if not line.startswith(key)]
-        assert len(kept) == len(lines) - 1
-        (path / "entry.toml").write_text("\n".join(kept) + "\n")
-
-    return change
-
-
-def toml_seeds(seeds: str) -> Change:
-    return toml("seeds = [0, 1]", f"seeds = {seeds}")
-
-
-def table_change(change: Callable[[pa.Table], pa.Table], file: str = SEED_0) -> Change:
-    def apply(path: Path) -> None:
-        pq.write_table(change(pq.read_table(path / file)), path / file)
-
-    return apply
-
-
-def replaced(table: pa.Table, name: str, values) -> pa.Table:
-    return table.set_column(table.schema.names.index(name), name, values)
-
-
-def column(name: str, row: int, value) -> Change:
-    """Set one number; log-probabilities are given as a list."""
-
-    def change(table: pa.Table) -> pa.Table:
-        values = table[name].to_pylist()
-        assert values[row] != value
-        values[row] = value
-        return replaced(table, name, pa.array(values, table.schema.field(name).type))
-
-    return table_change(change)
-
-
-def typed(name: str, kind: pa.DataType) -> Change:
-    return table_change(lambda table: replaced(table, name, table[name].cast(kind)))
-
-
-def everywhere(name: str, value: str) -> Change:
-    return table_change(lambda t: replaced(t, name, pa.array([value] * len(t), pa.string())))
-
-
-def log_probs(probs: list[float], row: int = 99) -> Change:
-    with np.errstate(divide="ignore"):
-        return column("log_probs", row, list(np.log(np.array(probs)).astype(np.float16)))
-
-
-def write(name: str, content: bytes) -> Change:
-    def change(path: Path) -> None:
-        (path / name).parent.mkdir(exist_ok=True)
-        (path / name).write_bytes(content)
-
-    return change
-
-
-def remove(name: str) -> Change:
-    return lambda path: (path / name).unlink()
-
-
-def link(path: Path) -> None:
-    (path / SEED_1).unlink()
-    (path / SEED_1).symlink_to(path / SEED_0)
-
-
-def linked_folder(path: Path) -> None:
-    (path / "predictions").rename(path.parent / "elsewhere")
-    (path / "predictions").symlink_to(path.parent / "elsewhere")
-
-
-def copied_seed(path: Path) -> None:
-    shutil.copy(path / SEED_0, path / SEED_1)
-
-
-def short_seed(path: Path) -> None:
-    table = pq.read_table(path / SEED_1)
-    pq.write_table(table.slice(0, 25_600), path / SEED_1)
-
-
-def big_text(path: Path) -> None:
-    """A few hundred kilobytes that would unpack to 51 gigabytes of text."""
-    table = pq.read_table(path / SEED_0)
-    bomb = pa.DictionaryArray.from_arrays(np.zeros(len(table), np.int32), ["x" * 1_000_000])
-    names = table.schema.names
-    columns = [bomb, *(table[name] for name in names[1:])]
-    table = pa.table(dict(zip(names, columns, strict=True)))
-    limits = {"dictionary_pagesize_limit": 2**24, "write_statistics": False}
-    pq.write_table(table, path / SEED_0, compression="zstd", store_schema=False, **limits)
-    assert (path / SEED_0).stat().st_size < 500_000
-
-
-BAD: dict[str, tuple[Change, str]] = {
-    # files
-    "no entry.toml": (remove("entry.toml"), r"^entry\.toml is missing$"),
-    "no predictions": (
-        lambda path: shutil.rmtree(path / "predictions"),
-        r"seed-<n>\.parquet is missing",
-    ),
-    "linked file": (link, r"'predictions/seed-1\.parquet': a symbolic link has no place"),
-    "linked folder": (linked_folder, r"'predictions': a symbolic link has no place"),
-    "program": (write("learner.py", b"print()"), r"'learner\.py': unexpected file"),
-    "hidden file": (write("predictions/.x", b""), r"'predictions/\.x': unexpected file"),
-    "folder": (lambda path: (path / "more").mkdir(), r"'more': a folder or special file"),
-    "pipe": (lambda path: os.mkfifo(path / "pipe"), r"'pipe': a folder or special file"),
-    "pickle": (write("checkpoints/seed-0.pkl", b"\x80"), r"seed-0\.pkl': unexpected file"),
-    "seed with a zero": (write("predictions/seed-01.parquet", b""), r"seed-01.*unexpected"),
-    "checkpoint alone": (
-        write("checkpoints/seed-7.safetensors", b"x"),
-        r"checkpoints of seed 7 have no predictions",
-    ),
-    "too large": (write(SEED_0, bytes(3_000_001)), r"seed-0\.parquet: 3000001 bytes, at most 3000"),
-    "long toml": (write("entry.toml", b"#" * 64_001), r"entry\.toml: 64001 bytes, at most 64000"),
-    # entry.toml
-    "no toml": (toml("suite =", "suite = ="), r"entry\.toml: cannot be read as TOML"),
-    "deep toml": (write("entry.toml", b"a=" + b"[" * 50_000), "cannot be read as TOML"),
-    "no text": (write("entry.toml", b"a='\xff'"), "cannot be read as TOML"),
-    "unknown key": (toml("suite =", "accuracy = 0.99\nsuite ="), "unknown key 'accuracy'"),
-    "typed score": (toml("seeds =", "seed = 3\nseeds ="), "unknown key 'seed'"),
-    "missing key": (toml_without("authors"), "authors is missing"),
-    "missing suite": (toml_without("suite"), "suite is missing"),
-    "missing seeds": (toml_without("seeds"), "seeds is missing"),
-    "missing version": (toml_without("scorer_version"), "scorer_version is missing"),
-    "missing fingerprints": (
-        lambda path: (path / "entry.toml").write_text(
-            (path / "entry.toml").read_text().partition("[fingerprints]")[0]
-        ),
-        "fingerprints is missing",
-    ),
-    "wrong type": (toml("parameters = 1234", 'parameters = "many"'), "parameters must be a whole"),
-    "mirrored text": (toml('"GPICL"', '"GP\\u202EICL"'), r"title must be one line .*U\+202E"),
-    "other name": (toml('name = "gpicl"', 'name = "vsml"'), "name must be that of the folder"),
-    "unknown suite": (toml('"digits-v0"', '"digits-v9"'), "unknown suite 'digits-v9'; there are"),
-    "scorer version": (toml("scorer_version = 1", "scorer_version = 99"), "scorer version 99, thi"),
-    "scorer text": (toml("scorer_version = 1", 'scorer_version = "1"'), "must be a whole number"),
-    "package version": (toml('package_version = "', 'package_version = "<b>'), "must be a version"),
-    "other seeds": (toml_seeds("[0, 2]"), r"seeds are \[0, 2\], but there are files of \[0, 1\]"),
-    "seed twice": (toml_seeds("[0, 0]"), "seeds must be a list of distinct whole numbers"),
-    "deterministic": (
-        toml("deterministic = false", "deterministic = true"),
-        "a deterministic entry has exactly one file of predictions, not 2",
-    ),
-    "fingerprint": (
-        toml(f'{DIGITS} = "', f'{DIGITS} = "{"0" * 64}"\n# "'),
-        f"{DIGITS} was evaluated as 000000000000…, this version's",
-    ),
-    "no checksum": (toml(f'{DIGITS} = "', f'{DIGITS} = "x"\n# "'), "must be a table of environ"),
-    "no fingerprint": (toml(f'{DIGITS} = "', "# "), r"fingerprints are of .*Random.*predictions"),
-    # seeds
-    "same predictions": (copied_seed, "seeds 0 and 1 hold the same predictions"),
-    "unlike seeds": (short_seed, "seeds 0 and 1 differ in environments or episodes"),
-    # predictions
-    "garbage": (write(SEED_0, b"PAR1 but not really PAR1"), "cannot be read as Parquet"),
-    "empty file": (write(SEED_0, b""), "cannot be read as Parquet"),
-    "more columns": (
-        table_change(lambda t: t.append_column("label", t["prediction"])),
-        r"columns are \[.*'label'\], must be",
-    ),
-    "fewer columns": (table_change(lambda t: t.drop_columns(["log_probs"])), "columns are"),
-    "no rows": (table_change(lambda t: t.slice(0, 0)), "0 rows, must be 1 to"),
-    "too many rows": (
-        table_change(lambda t: pa.concat_tables([t] * 5)),
-        "256000 rows, must be 1 to 204800",
-    ),
-    "wide episode": (typed("episode", pa.int64()), "column episode has type int64, must be int32"),
-    "wide step": (typed("step", pa.uint16()), "column step has type uint16, must be uint8"),
-    "wide log_probs": (typed("log_probs", pa.list_(pa.float32())), "column log_probs has type"),
-    "binary env": (typed("env", pa.binary()), "column env has type binary, must be string"),
-    "null": (column("prediction", 7, None), "missing values in column prediction"),
-    "null env": (column("env", 7, None), "missing values in column env"),
-    "seen": (everywhere("split", "seen"), "split 'seen' is not 'unseen'"),
-    "one seen": (column("split", 5, "seen"), "split 'seen' is not 'unseen'"),
-    "other env": (everywhere("env", "MNIST-Proj-v0"), "'MNIST-Proj-v0' is not in digits-v0"),
-    "one other env": (column("env", 99, "<script>"), "'<script>' is not in digits-v0"),
-    "missing episode": (
-        table_change(lambda t: pa.concat_tables([t.slice(0, 700), t.slice(800)])),
-        f"{DIGITS}: 100 of the steps of episodes 0 to 255 are missing .first at episode 7, step 0",
-    ),
-    "missing step": (
-        table_change(lambda t: pa.concat_tables([t.slice(0, 703), t.slice(704)])),
-        r"1 of the steps .* are missing \(first at episode 7, step 3\)",
-    ),
-    "step twice": (column("step", 703, 4), r"given more than once \(first at episode 7, step 4\)"),
-    "step 100": (column("step", 99, 100), "step 100 is beyond the last one, 99"),
-    "episode -1": (column("episode", 0, -1), "episode -1 is not frozen"),
-    "episode 1024": (column("episode", 0, 1024), "episode 1024 is not frozen"),
-    "episode 256": (column("episode", 0, 256), "of the steps of episodes 0 to 1023 are missing"),
-    "class 10": (column("prediction", 7, 10), "prediction 10 is not a class, there are 10"),
-    "NaN": (log_probs([np.nan] * 10), r"not NaN \(first at episode 0, step 99\)"),
-    "above 1": (log_probs([2.0] + [0.0] * 9), "log_probs must be at most 0"),
-    "too little": (log_probs([0.09] * 10), r"sum to 1 \(first at episode 0, step 99\)"),
-    "too much": (log_probs([0.11] * 10), "must sum to 1"),
-    "no probability": (log_probs([0.0] * 10), "must sum to 1"),
-    "nine classes": (log_probs([1 / 9] * 9), "one number for each of the 10 classes"),
-    "null inside": (column("log_probs", 99, [None] * 10), "one number for each of the 10 class"),
-    "one too many": (log_probs([0.1] * 10, row=98), r"null at all others \(first at .* step 98\)"),
-    "one too few": (column("log_probs", 99, None), r"must be given at .* \(first at .*, step 99\)"),
-    "text bomb": (big_text, "'xxxx.* is not in digits-v0"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_submissions_are_refused(case, made, tmp_path):
-    change, message = BAD[case]
-    path = tmp_path / SUITE / "gpicl"
-    shutil.copytree(made, path)
-    change(path)
-    problems = validate(path)
-    assert any(re.search(message, problem) for problem in problems), problems
-    with pytest.raises(ValueError, match="cannot be scored"):
-        read_submission(path).results()
+# --- reading a submission; tests of hostile submissions have what is refused
 
 
 def test_prediction_must_be_the_most_probable_class(made, tmp_path):
@@ -592,11 +363,17 @@ def test_rows_may_come_in_any_order(made, tmp_path):
 
 def test_all_problems_are_told_at_once(made, tmp_path):
     path = shutil.copytree(made, tmp_path / "gpicl")
-    for case in ("program", "unknown key", "fingerprint", "class 10"):
-        BAD[case][0](path)
+    cases = (
+        LAYOUT["program"],
+        TOML["unknown key"],
+        TOML["fingerprint"],
+        PREDICTIONS["class 10"],
+    )
+    for change, _ in cases:
+        change(path)
     told = "\n".join(validate(path))
-    for case in ("program", "unknown key", "fingerprint", "class 10"):
-        assert re.search(BAD[case][1], told)
+    for _, message in cases:
+        assert re.search(message, told)
 
 
 def test_submission_that_is_a_link_or_missing(made, tmp_path):
@@ -627,6 +404,7 @@ def test_environments_without_pinned_labels_cannot_be_handed_in(made, tmp_path, 
 
 def test_checkpoints_may_be_handed_in(made, tmp_path):
     path = shutil.copytree(made, tmp_path / "gpicl")
-    write("checkpoints/seed-0.safetensors", b"not looked into")(path)
-    write("checkpoints/seed-0.json", b"{}")(path)
+    (path / "checkpoints").mkdir()
+    save_file({"a": np.zeros(3)}, path / "checkpoints" / "seed-0.safetensors")
+    write("checkpoints/seed-1.json", b"{}")(path)
     assert validate(path) == []

@@ -12,19 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic_runs import method_runs
 from synthetic_text import (
     MINI,
     MINI_CHANNEL,
     MINI_SUITE,
-    NLI,
     PARA,
     SUITE,
     exact,
     hand_in,
-    text_entry,
     text_result,
-    text_run,
     text_runs,
 )
 
@@ -36,10 +32,9 @@ from icl_bench.evaluation.text_protocol import (
     text_fingerprint,
 )
 from icl_bench.leaderboard.cli import add_parsers
+from icl_bench.leaderboard.formatting import markdown_text
 from icl_bench.leaderboard.render import render_board
-from icl_bench.leaderboard.runs import load_run
 from icl_bench.leaderboard.submission import validate
-from icl_bench.leaderboard.tables import board_from_runs
 from icl_bench.leaderboard.text_export import TEXT_CSV_COLUMNS
 from icl_bench.leaderboard.text_scoring import reported_text, score_text_suite
 
@@ -225,15 +220,23 @@ def tables(text: str) -> list[list[list[str]]]:
 
 
 def test_tables_of_a_text_board(board):
-    whole, new, partial, seeds, unranked = tables(section(board, MINI_SUITE))
-    assert whole[0] == ["Method", "View", "TextMini (33)", "Mean rank", "Seeds", "Parameters"]
+    whole, new, partial, about, seeds, unranked = tables(section(board, MINI_SUITE))
+    heads = ("Mean rank", "Win rate", "Pairs", "Seeds")
+    assert whole[0] == ["Method", "View", "TextMini (33)", *heads]
     assert new[0][2] == "TextMini (6)"
     good, twin, bad = whole[1:]
     assert good[0] == "[G (good)](textmini-v0/good/entry.toml)"
     assert re.fullmatch(r"8\d\.\d ± \d\.\d / 8\d\.\d \(1\)", good[2]), good
-    assert good[3:] == ["1.00", "3", "1,234"]
+    assert good[3::2] == ["1.00", "+1 −0 =1"]
+    assert good[6] == "3"
+    assert {good[4], twin[4]} in ({"100 %", "50 %"}, {"75 %"})
     assert twin[2].endswith(" (1)")
-    assert bad[1:2] + bad[3:5] == ["channel", "3.00", "1"]
+    assert bad[1:2] + bad[3:] == ["channel", "3.00", "0 %", "+0 −2 =0", "1"]
+    assert [row[0] for row in about[1:]] == [
+        *(markdown_text(title) for title in (HOSTILE, "Few")),
+        *("G (good)", "G (twin)"),
+    ]
+    assert about[2][3] == "GPT-2 weights"
     assert bad[0].startswith(r"[\<img src=x onerror=alert\(1\)\> \| \[x\]\(http\://evil\) \*b\*](")
     assert bad[0].endswith("*reference*")
     assert len(new) == 4
@@ -253,7 +256,15 @@ def test_paper_rows_and_missing_tasks_of_metaicl(board):
     text = section(board, SUITE)
     assert "no frozen answers of `amazon_polarity` (ClassToClass, NonClassToClass)" in text
     assert "QAtoQA 19 of 22" in text
-    whole, new = tables(text)
+    whole, new, papers, about = tables(text)
+    assert papers[1][:4] == [
+        "MetaICL",
+        "direct",
+        "all test tasks",
+        "Min et al. 2022, public code, GPT-2 Large",
+    ]
+    assert len(papers) == 1 + 3 * 3  # two papers on all tasks, one on unseen domains
+    assert [row[0] for row in about[1:]] == ["MetaICL"]
     assert whole[0][2:5] == ["HRtoLR (26)", "ClassToClass (19)", "NonClassToClass (19)"]
     ours, *papers = whole[1:]
     assert ours[2:8] == ["–"] * 6
@@ -272,9 +283,19 @@ def test_paper_rows_and_missing_tasks_of_metaicl(board):
 
 
 def test_legend_explains_whatever_is_printed(board):
-    legend = (board / "README.md").read_text(encoding="utf-8").split("## Boards")[0]
-    legend = legend.split("## How to read a text board")[1]
-    for word in ("±", "(Rank)", "*unseen-domain*", "worst", "Partial", "*reported*", "channel"):
+    text = (board / "README.md").read_text(encoding="utf-8")
+    legend = text.split("## How to read a text board")[1].split("\n## ")[0]
+    words = (
+        "±",
+        "(Rank)",
+        "Win rate",
+        "*unseen-domain*",
+        "worst",
+        "Partial",
+        "*reported*",
+        "channel",
+    )
+    for word in words:
         assert word in legend, word
 
 
@@ -367,43 +388,3 @@ def test_partial_hand_ins_are_told(tmp_path, capsys, monkeypatch):
     assert command("submit", *runs, "--suite", MINI_SUITE) == 0
     told = f"{MINI}: 33 of 33 tasks, 165 of 3,300 queries: shown, but not ranked"
     assert told in capsys.readouterr().out
-
-
-def test_tables_of_runs_tell_what_a_reader_must_know(tmp_path):
-    root = tmp_path / "runs"
-    few = text_runs(root, "few", seeds=(0, 1), asked={"queries": 5, "labels": "shuffled"})
-    both = [
-        text_run(root / "both", [text_result(env)], text_entry("both", meta_train=env), SUITE)
-        for env in (MINI, MINI_CHANNEL, PARA)
-    ]
-    vectors = method_runs(root, "lstm", seeds=(0,))
-    text = board_from_runs([load_run(run) for run in [*few, *both, *vectors]])
-    assert "accuracy (%) at the last step" in text
-    lines = [line.split() for line in text.splitlines()]
-    rows = [line for line in lines if line[:1] in (["BOTH"], ["FEW"])]
-    assert [row[:2] for row in rows[:3]] == [
-        ["BOTH", "direct"],
-        ["BOTH", "channel"],
-        ["FEW", "direct"],
-    ]
-    assert rows[1][2] == "–"  # NonParaToPara
-    assert "few: TextMini-ICL-v0: 33 of 33 test tasks, 165 of 3,300 queries." in text
-    assert "few: TextMini-ICL-v0: not the standard evaluation: shuffled labels, 16 dem" in text
-    only = board_from_runs([load_run(run) for run in [*both, *vectors]], SUITE)
-    assert "TextMini" not in only
-    assert "LSTM" not in only
-    with pytest.raises(ValueError, match="no results on text of metaicl-v0"):
-        board_from_runs([load_run(run) for run in few], SUITE)
-
-
-def test_runs_of_one_method_may_each_have_an_environment_of_their_own(tmp_path):
-    made = text_runs(tmp_path, seeds=(0,), envs=(PARA, NLI), suite=SUITE)
-    text = board_from_runs([load_run(run) for run in made])
-    (whole, *_) = [line for line in text.splitlines() if line.startswith("METAICL")]
-    assert len(re.findall("±", whole)) == 2
-    other = text_runs(tmp_path / "2", seeds=(1,), envs=(PARA,), suite=SUITE, parameters=7)
-    with pytest.raises(ValueError, match="they differ in parameters: 1234 and 7"):
-        board_from_runs([load_run(run) for run in [*made, *other]])
-    twice = text_runs(tmp_path / "3", seeds=(0,), envs=(PARA,), suite=SUITE)
-    with pytest.raises(ValueError, match=f"both hold metaicl with seed 0 on {PARA}"):
-        board_from_runs([load_run(run) for run in [*made, *twice]])

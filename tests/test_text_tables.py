@@ -1,4 +1,4 @@
-"""Tables of text runs by task, and gains over another run."""
+"""Tables for the terminal: of text runs, by task, and gains over another run."""
 
 import argparse
 import re
@@ -7,12 +7,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic_text import MINI, MINI_CHANNEL, MINI_SUITE, PARA, text_entry, text_result, text_run
+from synthetic_runs import method_runs
+from synthetic_text import (
+    MINI,
+    MINI_CHANNEL,
+    MINI_SUITE,
+    NLI,
+    PARA,
+    SUITE,
+    text_entry,
+    text_result,
+    text_run,
+    text_runs,
+)
 
 from icl_bench.evaluation import text_metrics
 from icl_bench.evaluation.text_result import TextResult
 from icl_bench.leaderboard.cli import add_parsers
 from icl_bench.leaderboard.runs import load_run
+from icl_bench.leaderboard.tables import board_from_runs
 
 
 @pytest.fixture
@@ -73,3 +86,43 @@ def test_gains_need_the_same_queries(tmp_path: Path, score: Callable[..., list[s
     with pytest.raises(ValueError, match="no two tasks in common"):
         score(whole, "--against", other)
     assert np.all(load_run(part).text[0].tasks[0].query == np.arange(10))
+
+
+def test_tables_of_runs_tell_what_a_reader_must_know(tmp_path):
+    root = tmp_path / "runs"
+    few = text_runs(root, "few", seeds=(0, 1), asked={"queries": 5, "labels": "shuffled"})
+    both = [
+        text_run(root / "both", [text_result(env)], text_entry("both", meta_train=env), SUITE)
+        for env in (MINI, MINI_CHANNEL, PARA)
+    ]
+    vectors = method_runs(root, "lstm", seeds=(0,))
+    text = board_from_runs([load_run(run) for run in [*few, *both, *vectors]])
+    assert "accuracy (%) at the last step" in text
+    lines = [line.split() for line in text.splitlines()]
+    rows = [line for line in lines if line[:1] in (["BOTH"], ["FEW"])]
+    assert [row[:2] for row in rows[:3]] == [
+        ["BOTH", "direct"],
+        ["BOTH", "channel"],
+        ["FEW", "direct"],
+    ]
+    assert rows[1][2] == "–"  # NonParaToPara
+    assert "few: TextMini-ICL-v0: 33 of 33 test tasks, 165 of 3,300 queries." in text
+    assert "few: TextMini-ICL-v0: not the standard evaluation: shuffled labels, 16 dem" in text
+    only = board_from_runs([load_run(run) for run in [*both, *vectors]], SUITE)
+    assert "TextMini" not in only
+    assert "LSTM" not in only
+    with pytest.raises(ValueError, match="no results on text of metaicl-v0"):
+        board_from_runs([load_run(run) for run in few], SUITE)
+
+
+def test_runs_of_one_method_may_each_have_an_environment_of_their_own(tmp_path):
+    made = text_runs(tmp_path, seeds=(0,), envs=(PARA, NLI), suite=SUITE)
+    text = board_from_runs([load_run(run) for run in made])
+    (whole, *_) = [line for line in text.splitlines() if line.startswith("METAICL")]
+    assert len(re.findall("±", whole)) == 2
+    other = text_runs(tmp_path / "2", seeds=(1,), envs=(PARA,), suite=SUITE, parameters=7)
+    with pytest.raises(ValueError, match="they differ in parameters: 1234 and 7"):
+        board_from_runs([load_run(run) for run in [*made, *other]])
+    twice = text_runs(tmp_path / "3", seeds=(0,), envs=(PARA,), suite=SUITE)
+    with pytest.raises(ValueError, match=f"both hold metaicl with seed 0 on {PARA}"):
+        board_from_runs([load_run(run) for run in [*made, *twice]])

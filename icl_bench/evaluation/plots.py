@@ -1,4 +1,4 @@
-"""Figures of learning curves, drawn without pyplot: no global state, no display, no date inside.
+"""Figures of learning curves and episodes, without pyplot: no global state, no display, no date.
 
 Colours are Okabe and Ito's, which people with any common colour blindness can tell apart; every
 method has its own dashes and marker too, so that a grey print can be read.
@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
+from icl_bench.catalog import View
+from icl_bench.envs.source import EnvArgs, EpisodeSource
 from icl_bench.evaluation.metrics import chance, clusters
 from icl_bench.evaluation.result import Result
 from icl_bench.evaluation.statistics import curve_interval
@@ -47,6 +49,11 @@ AXES = ((20, 5), (30, 10), (40, 10), (60, 20), (80, 20), (100, 25))
 
 PANEL_WIDTH, PANEL_HEIGHT = 2.9, 2.45  # inches
 TITLE_HEIGHT = 0.35  # inches
+
+# The picture of an episode: steps, and pixels of a tile, between tiles, and around them.
+STEPS, TILE, GAP = 10, 64, 8
+LEFT, TOP, BOTTOM = 84, 30, 28
+PALETTE = 64  # colours of the file, which must be small
 
 
 def plot_learning_curves(
@@ -272,3 +279,88 @@ def _curve(
         return correct.mean(axis=(0, 1)), None
     mean, low, high = curve_interval(correct, cluster, balanced=False)
     return mean, (low, high)
+
+
+def plot_episode(
+    env_id: str,
+    path: str | os.PathLike[str],
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+) -> Path:
+    """Draw the first ten steps of frozen episode 0: image, projected input and label.
+
+    A small PNG whose tiles are whole multiples of the view's pixels. Atomic, and equal bytes for
+    equal data under one version of matplotlib and Pillow.
+
+    Args:
+        env_id: Environment of vectors.
+        path: Where to write, .png.
+        data_dir: Data folder that is looked in first.
+
+    Raises:
+        FileNotFoundError: If the data are not at hand.
+        ValueError: For an unknown environment or one of text, or another suffix.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"{path}: an episode is drawn as .png")
+    source = EpisodeSource(env_id, EnvArgs(split="unseen"), data_dir=data_dir)
+
+    import matplotlib as mpl
+    from PIL import Image
+
+    from icl_bench.data.cache import atomic_path
+
+    with mpl.rc_context({"font.family": ["DejaVu Sans"], "font.size": 8.5}):
+        picture = Image.fromarray(_episode_pixels(source))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        small = picture.quantize(PALETTE, dither=Image.Dither.NONE)
+        small.save(temporary, format="png", optimize=True)
+    return path
+
+
+def _episode_pixels(source: EpisodeSource) -> UInt8[np.ndarray, "height width 3"]:
+    """The whole picture of an episode."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    sampler, plan = source.sampler, source.plan([0])
+    images = np.tile(sampler.inputs(plan)[0, :STEPS].numpy(), (1, sampler.copies))
+    seen = sampler.realise(plan).x[0, :STEPS].numpy()
+    rows = (("image", images), ("input xₜ", seen / 6 + 0.5))  # −3 is black, 3 is white
+    width = LEFT + STEPS * (TILE + GAP)
+    height = TOP + len(rows) * (TILE + GAP) + BOTTOM
+    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
+    canvas = FigureCanvasAgg(figure)
+
+    def write(x: int, y: int, text: str, **style: Any) -> None:
+        """Text at so many pixels from the left and from above."""
+        figure.text(x / width, 1 - y / height, text, va="center", color=INK, **style)
+
+    title = f"{source.spec.id} · frozen episode 0, steps 0 to {STEPS - 1}"
+    write(GAP, TOP // 2, title, fontweight="bold")
+    for row, (name, values) in enumerate(rows):
+        top = TOP + row * (TILE + GAP)
+        write(GAP, top + TILE // 2, name)
+        for step, value in enumerate(values):
+            tile = _tile(value, sampler.view)
+            margin = (TILE - len(tile)) // 2
+            left = LEFT + step * (TILE + GAP) + margin
+            figure.figimage(tile, left, height - top - margin - len(tile), origin="upper")
+    middle = height - BOTTOM // 2 - GAP // 2
+    write(GAP, middle, "label yₜ")
+    for step, label in enumerate(plan.y[0, :STEPS]):
+        write(LEFT + step * (TILE + GAP) + TILE // 2, middle, str(label), ha="center")
+    canvas.draw()  # type: ignore[no-untyped-call]
+    pixels: np.ndarray = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
+    return pixels[..., :3].copy()
+
+
+def _tile(values: Float[np.ndarray, " D"], view: View) -> UInt8[np.ndarray, "side side 3"]:
+    """An input as an image, each of its pixels as large as fits, without a blend between them."""
+    pixels = np.rint(np.clip(values, 0.0, 1.0) * 255).astype(np.uint8)
+    pixels = pixels.reshape(view.channels, view.height, view.width).transpose(1, 2, 0)
+    scale = TILE // view.height
+    large = pixels.repeat(scale, axis=0).repeat(scale, axis=1)
+    return np.broadcast_to(large, (*large.shape[:2], 3)).copy()

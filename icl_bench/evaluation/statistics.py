@@ -28,7 +28,7 @@ bootstrap cannot speak about what none of the tasks has shown.
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -124,7 +124,7 @@ def task_means(
     Raises:
         ValueError: If there are no values, one is not finite, or shapes do not fit.
     """
-    tasks, sums, sizes = _task_sums(_episode_values(values, task, 1), task)
+    tasks, sums, sizes = _task_sums(_episode_values(values, task, 1), task, balanced=False)
     return tasks, sums[:, 0] / sizes
 
 
@@ -225,12 +225,44 @@ def ranks(
     if not len(columns):
         return []
     table = np.concatenate([_episode_values(column, task, 1) for column in columns], axis=1)
-    found = np.ones(len(columns), dtype=np.int64)
-    for i in range(len(columns) - 1):  # one interval decides a pair in both directions
-        _, low, high = _interval(table[:, i + 1 :] - table[:, [i]], task, level, True)
-        found[i] += (low > ROUNDING).sum()
-        found[i + 1 :] += high < -ROUNDING
-    return [int(rank) for rank in found]
+    tasks, sums, sizes = _task_sums(table, task, balanced=True)
+    tail = expanded_tail(len(tasks), level)
+    if not _can_bootstrap(len(tasks), tail):
+        lows = (_interval(table - column[:, None], task, level, True)[1] for column in table.T)
+        return [1 + int((low > ROUNDING).sum()) for low in lows]
+    replicates = (sums.T @ bootstrap_weights(len(tasks)).T) / sizes[0]
+
+    def low(a: int, b: int) -> float:
+        return float(_interval(table[:, [a]] - table[:, [b]], task, level, True)[1][0])
+
+    return ranks_of_replicates(sums.sum(axis=0) / sizes.sum(), replicates, tail, low)
+
+
+def ranks_of_replicates(
+    means: Float[np.ndarray, " N"],
+    replicates: Float[np.ndarray, "N R"],
+    tail: float,
+    low: Callable[[int, int], float],
+) -> list[int]:
+    """Ranks of entries whose bootstrap replicates come from the same draws.
+
+    Nothing is sorted: the lower bound of a difference lies between two of its replicates, and
+    counting those that are not above zero tells on which side of zero the two are.
+
+    Args:
+        means: The estimate of every entry.
+        replicates: The same in every replicate.
+        tail: Probability left below the lower bound of a difference.
+        low: That bound for entry a - entry b, asked where zero lies between the two replicates.
+    """
+    before = int((replicates.shape[1] - 1) * tail)  # the bound's lower neighbour, counted from 0
+    found = [1] * len(means)
+    for b, mean in enumerate(means):
+        limit = replicates[b] + ROUNDING
+        for a in np.flatnonzero(means - mean > ROUNDING).tolist():
+            behind = int(np.count_nonzero(replicates[a] <= limit))
+            found[b] += behind <= before or (behind == before + 1 and low(a, b) > ROUNDING)
+    return found
 
 
 def seed_interval(means: Float[np.ndarray, " S"], level: float = LEVEL) -> Interval | None:
@@ -278,31 +310,36 @@ def _episode_values(
 
 
 def _task_sums(
-    values: Float[np.ndarray, "E N"], task: Int[np.ndarray, " E"]
+    values: Float[np.ndarray, "E N"], task: Int[np.ndarray, " E"], balanced: bool
 ) -> tuple[Int[np.ndarray, " K"], Float[np.ndarray, "K N"], Int[np.ndarray, " K"]]:
     """Task ids, sums over the episodes of each task, and numbers of episodes."""
     tasks, index, sizes = np.unique(task, return_inverse=True, return_counts=True)
-    order = np.argsort(index, kind="stable")
-    starts = np.cumsum(sizes) - sizes
-    return tasks, np.add.reduceat(values[order], starts, axis=0), sizes
-
-
-def _interval(
-    values: Float[np.ndarray, "E N"], task: Int[np.ndarray, " E"], level: float, balanced: bool
-) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
-    """Mean, lower and upper bounds of every column."""
-    tasks, sums, sizes = _task_sums(values, task)
-    num_tasks = len(tasks)
     if balanced and (sizes != sizes[0]).any():
         few, many = int(sizes.argmin()), int(sizes.argmax())
         raise ValueError(
             f"tasks must have equally many episodes: task {tasks[few]} has {sizes[few]}, "
             f"task {tasks[many]} has {sizes[many]}"
         )
+    order = np.argsort(index, kind="stable")
+    starts = np.cumsum(sizes) - sizes
+    return tasks, np.add.reduceat(values[order], starts, axis=0), sizes
+
+
+def _can_bootstrap(num_tasks: int, tail: float) -> bool:
+    """Whether percentiles of a bootstrap can work, see the head of this module."""
+    return tail >= float(num_tasks) ** -num_tasks and num_tasks <= MAX_BOOTSTRAP_TASKS
+
+
+def _interval(
+    values: Float[np.ndarray, "E N"], task: Int[np.ndarray, " E"], level: float, balanced: bool
+) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
+    """Mean, lower and upper bounds of every column."""
+    tasks, sums, sizes = _task_sums(values, task, balanced)
+    num_tasks = len(tasks)
     t = _t_quantile(num_tasks, level)
     mean = sums.sum(axis=0) / sizes.sum()
     tail = expanded_tail(num_tasks, level)
-    if tail < float(num_tasks) ** -num_tasks or num_tasks > MAX_BOOTSTRAP_TASKS:
+    if not _can_bootstrap(num_tasks, tail):
         # The linearised ratio: for balanced tasks these are the task means minus their mean.
         residual = (sums - mean * sizes[:, None]) / sizes.mean()
         half = t * np.sqrt((residual**2).sum(axis=0) / (num_tasks - 1) / num_tasks)
@@ -344,7 +381,6 @@ def _whole_quantiles(sums: Float[np.ndarray, "K N"], tail: float) -> Float[np.nd
     totals += (np.arange(num_columns) * width - lowest)[:, None]
     counts = np.bincount(totals.ravel(), minlength=num_columns * width)
     at_most = counts.reshape(num_columns, width).cumsum(axis=1)
-
     bounds = []
     for probability in (tail, 1 - tail):
         position = (num_replicates - 1) * probability

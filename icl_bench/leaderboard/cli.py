@@ -1,7 +1,8 @@
-"""The subcommands of ``icl-bench`` about scores: score, submit, validate, board and plot."""
+"""The subcommands of ``icl-bench`` about scores and boards."""
 
 import argparse
 import filecmp
+import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -92,15 +93,19 @@ def add_parsers(subparsers: Parsers) -> None:
         "Check submissions: one problem per line, status 1 if there is any. Executes nothing.",
         """\
   icl-bench validate leaderboards/table2-v0/gpicl
-  icl-bench validate leaderboards/*/*/""",
+  icl-bench validate leaderboards/*/*/
+  icl-bench validate --schema      (what entry.toml must hold, as JSON Schema)""",
     )
-    validate.add_argument("entries", nargs="+", metavar="ENTRY", help="folders of submissions")
+    validate.add_argument("entries", nargs="*", metavar="ENTRY", help="folders of submissions")
+    validate.add_argument(
+        "--schema", action="store_true", help="print the JSON Schema of entry.toml, check nothing"
+    )
 
     board = add_command(
         subparsers,
         "board",
         _board,
-        "Score all submissions and write README.md, board.csv and board.json.",
+        "Score all submissions and write the boards: README.md, index.html, CSV and JSON.",
         """\
   icl-bench board
   icl-bench board --root leaderboards --out site
@@ -111,6 +116,35 @@ def add_parsers(subparsers: Parsers) -> None:
     board.add_argument(
         "--check", action="store_true", help="write nothing, list files that would change"
     )
+
+    latex = add_command(
+        subparsers,
+        "latex",
+        _latex,
+        "Print a suite's board as a table for a paper, in LaTeX with booktabs.",
+        """\
+  icl-bench latex table2-v0
+  icl-bench latex table2-v0 --entries gpicl vsml sgd --out table2.tex""",
+    )
+    latex.add_argument("suite", metavar="SUITE")
+    latex.add_argument("--entries", nargs="+", metavar="NAME", help="these only (default: all)")
+    latex.add_argument("--root", type=Path, default=Path("leaderboards"), help="(%(default)s)")
+    latex.add_argument("--out", type=Path, help="file to write (default: print it)")
+
+    card = add_command(
+        subparsers,
+        "card",
+        _card,
+        "Show how hard environments are, from the boards, or draw an episode of each.",
+        """\
+  icl-bench card MNIST-Proj-v0
+  icl-bench card MNIST-Proj-v0 --out mnist.png
+  icl-bench card MNIST-Proj-v0 KMNIST-Proj-v0 --out leaderboards/cards""",
+    )
+    card.add_argument("envs", nargs="+", metavar="ID", help="environments")
+    card.add_argument("--root", type=Path, default=Path("leaderboards"), help="(%(default)s)")
+    card.add_argument("--out", type=Path, help="draw: a file .png, or a folder")
+    card.add_argument("--data-dir", help="data folder, to draw")
 
     plot = add_command(
         subparsers,
@@ -194,22 +228,31 @@ def _submit(args: argparse.Namespace) -> int:
 
 
 def _validate(args: argparse.Namespace) -> int:
+    from icl_bench.leaderboard.formatting import clean_text
     from icl_bench.leaderboard.submission import validate
 
+    if args.schema:
+        from icl_bench.leaderboard.schema import entry_schema
+
+        print(json.dumps(entry_schema(), indent=2))
+        return 0
+    if not args.entries:
+        raise ValueError("no folders of submissions were given")
     status = 0
     for path in args.entries:
+        shown = clean_text(path)  # strangers name their folders, too
         try:
             problems = validate(path)
         except FileNotFoundError as error:  # the others are checked all the same
-            print(f"icl-bench validate: {error}", file=sys.stderr)
+            print(f"icl-bench validate: {clean_text(str(error))}", file=sys.stderr)
             status = 2
             continue
         for problem in problems:
-            print(f"{path}: {problem}")
+            print(f"{shown}: {clean_text(problem)}")
         if problems:
             status = max(status, 1)
         else:
-            print(f"{path}: valid")
+            print(f"{shown}: valid")
     return status
 
 
@@ -229,6 +272,36 @@ def _board(args: argparse.Namespace) -> int:
                 print(f"{committed}: not up to date, run `icl-bench board`")
                 status = 1
     return status
+
+
+def _latex(args: argparse.Namespace) -> int:
+    from icl_bench.data.cache import atomic_path
+    from icl_bench.leaderboard.latex import latex_table
+    from icl_bench.leaderboard.render import score_any_suite
+    from icl_bench.leaderboard.suites import any_suite
+
+    suite = any_suite(args.suite)
+    if not args.root.is_dir():
+        raise FileNotFoundError(f"no leaderboards at {args.root}: there is no such folder")
+    text = latex_table(score_any_suite(args.root, suite), args.entries)
+    if args.out is None:
+        print(text, end="")
+        return 0
+    with atomic_path(args.out) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+    print(args.out)
+    return 0
+
+
+def _card(args: argparse.Namespace) -> int:
+    from icl_bench.leaderboard.cards import draw_cards, show_cards
+
+    if args.out is None:
+        print(show_cards(args.envs, args.root))
+        return 0
+    for path in draw_cards(args.envs, args.out, args.data_dir):
+        print(path)
+    return 0
 
 
 def _plot(args: argparse.Namespace) -> int:

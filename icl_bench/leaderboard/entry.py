@@ -1,26 +1,26 @@
-"""EntryInfo: what is said about a method on a board, its checks, and a careful TOML writer."""
+"""EntryInfo: what is said about a method on a board, and a careful TOML writer."""
 
 import dataclasses
+import itertools
 import json
 import math
 import re
 import tomllib
-import unicodedata
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
-Kind = Literal["method", "reference"]
+from icl_bench.leaderboard.schema import (
+    CHECKS,
+    Kind,
+    look,
+    short,
+    unknown_keys,
+    value_problems,
+)
+from icl_bench.leaderboard.schema import HIDDEN as HIDDEN
 
-# No "__", which separates the parts of a run folder's name.
-NAME_PATTERN = re.compile(r"[a-z0-9]+(?:[-_.][a-z0-9]+)*")
 # What a text says of which nothing is known.
 NOT_STATED = "not stated"
-
-MAX_NAME, MAX_LINE, MAX_TEXT = 64, 120, 500
-
-# Categories of characters that have no place in one line of text: controls, bidirectional and
-# other format characters, surrogates, private use, line and paragraph separators.
-HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,7 @@ class EntryInfo:
         gpu_hours: Hours of one GPU for meta-training; None if not measured.
         external_data: Data and pretrained weights from outside of the environment, or ``none``.
         kind: ``reference`` for a classical learner that shows what a number means.
+        url: Page of the paper or of the code, ``https`` only; None if there is none.
 
     Raises:
         ValueError: Naming every field with a bad value.
@@ -65,6 +66,7 @@ class EntryInfo:
     gpu_hours: float | None
     external_data: str
     kind: Kind = "method"
+    url: str | None = None
 
     def __post_init__(self) -> None:
         problems = entry_problems(self.to_dict())
@@ -114,113 +116,40 @@ def own_entry(name: str, **about: Any) -> EntryInfo:
         "gpu_hours": None,
         "external_data": NOT_STATED,
         "kind": "method",
+        "url": None,
     }
     return EntryInfo.from_dict({"name": name} | unknown | about)
 
 
 def entry_problems(fields: Mapping[str, Any]) -> list[str]:
     """Everything that is wrong with the fields of an entry, one sentence each; empty if nothing."""
-    problems = [f"{name} is missing" for name in _CHECKS if name not in fields]
-    problems += [f"unknown key {name!r}" for name in fields if name not in _CHECKS]
-    for name, check in _CHECKS.items():
-        if name in fields and (complaint := check(fields[name])):
-            problems.append(f"{name} {complaint}, not {_short(fields[name])}")
-    return problems
+    # The address is younger than run folders that are still about.
+    problems = [f"{name} is missing" for name in CHECKS if name not in fields and name != "url"]
+    return problems + unknown_keys(set(fields) - set(CHECKS)) + value_problems(fields, CHECKS)
 
 
-def hidden_characters(text: str) -> str:
-    """The characters of a text that do not show, as U+XXXX; empty if there are none."""
-    found = sorted({c for c in text if unicodedata.category(c) in HIDDEN})
-    return ", ".join(f"U+{ord(c):04X}" for c in found)
+def collisions(entries: Mapping[str, EntryInfo]) -> dict[str, str]:
+    """Name → what is wrong, for entries of one board that could be taken for one another.
 
+    Titles may be the same letter for letter: boards then add the names, which differ. Titles that
+    only look the same would deceive.
 
-def _short(value: object) -> str:
-    shown = ascii(value)
-    return shown if len(shown) <= 60 else shown[:57] + "..."
-
-
-def _text(limit: int) -> Callable[[Any], str]:
-    def check(value: Any) -> str:
-        if not isinstance(value, str) or not value.strip() or len(value) > limit:
-            return f"must be a text of 1 to {limit} characters"
-        hidden = hidden_characters(value)
-        return f"must be one line without hidden characters ({hidden})" if hidden else ""
-
-    return check
-
-
-def _name(value: Any) -> str:
-    good = isinstance(value, str) and len(value) <= MAX_NAME and NAME_PATTERN.fullmatch(value)
-    return (
-        ""
-        if good
-        else (f"must be at most {MAX_NAME} lower-case letters and digits with single - _ . between")
-    )
-
-
-def _flag(value: Any) -> str:
-    return "" if isinstance(value, bool) else "must be true or false"
-
-
-def _whole(value: Any) -> str:
-    good = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
-    return "" if good else "must be a whole number from 0 to 2^63 - 1"
-
-
-def _optional(check: Callable[[Any], str]) -> Callable[[Any], str]:
-    return lambda value: "" if value is None else check(value)
-
-
-def _hours(value: Any) -> str:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return "" if number and 0 <= value < 1e9 else "must be a number of hours, at least 0"
-
-
-def _scalar(value: Any) -> bool:
-    if isinstance(value, float):
-        return math.isfinite(value)
-    if isinstance(value, str):
-        return len(value) <= MAX_TEXT and not hidden_characters(value)
-    if isinstance(value, int):
-        return abs(value) < 2**63
-    return value is None
-
-
-def _arguments(value: Any) -> str:
-    if not isinstance(value, Mapping) or len(value) > 32:
-        return "must be a table of at most 32 arguments"
-    if "seed" in value:
-        return "must not hold seed, which is a field of its own"
-    for key, item in value.items():
-        items = item if isinstance(item, list | tuple) else [item]
-        if not isinstance(key, str) or not key.isidentifier() or len(key) > MAX_LINE:
-            return "must have names of arguments as keys"
-        if len(items) > 32 or not all(_scalar(x) for x in items):
-            return f"must hold finite JSON scalars or lists of them ({key} does not)"
-    return ""
-
-
-def _kind(value: Any) -> str:
-    return "" if value in ("method", "reference") else "must be method or reference"
-
-
-_CHECKS: Mapping[str, Callable[[Any], str]] = {
-    "name": _name,
-    "title": _text(MAX_LINE),
-    "inductive_bias": _text(MAX_LINE),
-    "authors": _text(MAX_TEXT),
-    "code": _text(MAX_TEXT),
-    "deterministic": _flag,
-    "meta_train": _optional(_text(MAX_LINE)),
-    "meta_train_kwargs": _arguments,
-    "seed": _whole,
-    "parameters": _optional(_whole),
-    "state_size": _optional(_whole),
-    "hardware": _text(MAX_TEXT),
-    "gpu_hours": _optional(_hours),
-    "external_data": _text(MAX_TEXT),
-    "kind": _kind,
-}
+    Args:
+        entries: Name → entry, of one suite.
+    """
+    alike: dict[str, list[str]] = {}
+    for name, entry in entries.items():
+        alike.setdefault(look(entry.title), []).append(name)
+    found = {}
+    for names in alike.values():
+        for name, other in itertools.permutations(names, 2):
+            mine, theirs = entries[name].title, entries[other].title
+            if mine != theirs:
+                found[name] = (
+                    f"title {short(mine)} looks like that of {other}, {short(theirs)}: write it "
+                    "the same, or tell what sets it apart"
+                )
+    return found
 
 
 def to_toml(mapping: Mapping[str, Any]) -> str:

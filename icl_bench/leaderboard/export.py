@@ -1,4 +1,7 @@
-"""board.csv and board.json: all numbers of a suite, accuracies in [0, 1]."""
+"""Files of numbers of a suite: board.csv, board.json, curves.csv and papers.csv.
+
+Accuracies are in [0, 1]; a number that there is not is empty in CSV and null in JSON.
+"""
 
 import json
 import math
@@ -9,9 +12,18 @@ from typing import Any
 from icl_bench.evaluation import protocol
 from icl_bench.evaluation.result import SCORER_VERSION
 from icl_bench.evaluation.statistics import Interval
+from icl_bench.leaderboard.comparison import (
+    Pairs,
+    PairTable,
+    PaperNumber,
+    total_pairs,
+    vector_papers,
+)
 from icl_bench.leaderboard.formatting import clean_text, csv_text
+from icl_bench.leaderboard.marks import AnyEntryScore, flags_of, replayed_envs
 from icl_bench.leaderboard.predictions import SPLIT
-from icl_bench.leaderboard.scoring import SuiteScore, differences
+from icl_bench.leaderboard.scoring import SuiteScore
+from icl_bench.leaderboard.summaries import summarise_curve, summary_steps, threshold_names
 
 CSV_COLUMNS = (
     "suite",
@@ -24,6 +36,9 @@ CSV_COLUMNS = (
     "low",
     "high",
     "rank",
+    "better",
+    "worse",
+    "tied",
     "seeds",
     "seed_accuracies",
     "seeds_low",
@@ -34,7 +49,25 @@ CSV_COLUMNS = (
     "log_loss",
     "parameters",
     "state_size",
+    "gpu_hours",
+    "external_data",
+    "replayed",
     "source",
+)
+
+PAPER_COLUMNS = (
+    "suite",
+    "entry",
+    "method",
+    "env",
+    "source",
+    "paper",
+    "ours",
+    "ours_low",
+    "ours_high",
+    "difference",
+    "difference_low",
+    "difference_high",
 )
 
 
@@ -51,14 +84,32 @@ def csv_lines(lines: Sequence[Mapping[str, str]], columns: Sequence[str]) -> str
     return str(frame.to_csv(index=False, lineterminator="\n"))
 
 
-def board_csv(score: SuiteScore) -> str:
-    """One line per entry and environment, then those of papers."""
+def about_csv(score: AnyEntryScore) -> dict[str, str]:
+    """What an entry says about itself, for a line of CSV."""
+    entry = score.entry
+    return {
+        "parameters": "" if entry.parameters is None else str(entry.parameters),
+        "state_size": "" if entry.state_size is None else str(entry.state_size),
+        "gpu_hours": "" if entry.gpu_hours is None else str(entry.gpu_hours),
+        "external_data": csv_text(entry.external_data),
+    }
+
+
+def board_csv(score: SuiteScore, pairs: PairTable) -> str:
+    """One line per entry and environment, then those of papers.
+
+    Args:
+        score: The suite's scores.
+        pairs: ``comparison.vector_pairs`` of them.
+    """
     lines = []
     for e in score.entries:
+        about, replayed = about_csv(e), replayed_envs(e)
         for env, c in e.columns.items():
-            over, extended = c.over_seeds, c.extended
+            over, extended, pair = c.over_seeds, c.extended, pairs[env][e.entry.name]
             lines.append(
-                {
+                about
+                | {
                     "suite": score.suite.name,
                     "entry": e.entry.name,
                     "method": csv_text(e.entry.title),
@@ -69,6 +120,9 @@ def board_csv(score: SuiteScore) -> str:
                     "low": fraction(c.accuracy.low),
                     "high": fraction(c.accuracy.high),
                     "rank": str(score.ranks[env][e.entry.name]),
+                    "better": str(pair.better),
+                    "worse": str(pair.worse),
+                    "tied": str(pair.tied),
                     "seeds": " ".join(map(str, e.seeds)),
                     "seed_accuracies": " ".join(map(fraction, c.seed_accuracy)),
                     "seeds_low": fraction(over.low) if over else "",
@@ -77,9 +131,7 @@ def board_csv(score: SuiteScore) -> str:
                     "extended_low": fraction(extended.low) if extended else "",
                     "extended_high": fraction(extended.high) if extended else "",
                     "log_loss": fraction(list(c.log_loss.values())[-1]),
-                    "parameters": "" if e.entry.parameters is None else str(e.entry.parameters),
-                    "state_size": "" if e.entry.state_size is None else str(e.entry.state_size),
-                    "source": "",
+                    "replayed": "yes" if env in replayed else "no",
                 }
             )
     for row in score.reported:
@@ -97,49 +149,133 @@ def board_csv(score: SuiteScore) -> str:
     return csv_lines(lines, CSV_COLUMNS)
 
 
+def curves_csv(score: SuiteScore) -> str:
+    """One line per entry and environment: everything that summarises its learning curve."""
+    steps = summary_steps(score.suite.episode_length)
+    columns = ["suite", "entry", "method", "env", "area", *threshold_names()]
+    for step in steps:
+        columns += [f"{name}_{step}" for name in ("accuracy", "low", "high", "log_loss")]
+    lines = []
+    for e in score.entries:
+        for env, column in e.columns.items():
+            summary = summarise_curve(column)
+            line = {
+                "suite": score.suite.name,
+                "entry": e.entry.name,
+                "method": csv_text(e.entry.title),
+                "env": env,
+                "area": fraction(summary.area),
+            }
+            for name, found in zip(threshold_names(), summary.examples_to.values(), strict=True):
+                line[name] = "" if found is None else str(found)
+            for step, interval in summary.accuracy.items():
+                line[f"accuracy_{step}"] = fraction(interval.mean)
+                line[f"low_{step}"] = fraction(interval.low)
+                line[f"high_{step}"] = fraction(interval.high)
+                line[f"log_loss_{step}"] = fraction(column.log_loss.get(step))
+            lines.append(line)
+    return csv_lines(lines, columns)
+
+
+def papers_csv(score: SuiteScore) -> str:
+    """One line per entry with the title of a reported method, and environment."""
+    lines = []
+    for row in vector_papers(score):
+        for env, number in row.columns.items():
+            about = {"suite": score.suite.name, "entry": row.entry.name, "env": env}
+            about |= {"method": csv_text(row.entry.title), "source": csv_text(row.source)}
+            lines.append(about | paper_csv(number))
+    return csv_lines(lines, PAPER_COLUMNS)
+
+
+def paper_csv(number: PaperNumber) -> dict[str, str]:
+    """A paper's number, ours and the difference, for a line of CSV."""
+    ours, difference = number.ours, number.difference
+    return {
+        "paper": fraction(number.paper),
+        "ours": fraction(ours.mean),
+        "ours_low": fraction(ours.low),
+        "ours_high": fraction(ours.high),
+        "difference": fraction(difference.mean) if difference else "",
+        "difference_low": fraction(difference.low) if difference else "",
+        "difference_high": fraction(difference.high) if difference else "",
+    }
+
+
 def rounded(value: float) -> float | str:
     """A number with six digits after the point."""
     # JSON knows no infinity: a learner that gave a right answer probability 0 has such a loss.
     return round(float(value), 6) if math.isfinite(value) else "inf"
 
 
-def _bounds(interval: Interval | None) -> list[float | str] | None:
+def bounds(interval: Interval | None) -> list[float | str | None] | None:
+    """[mean, low, high]; no bounds where there is a single task."""
     if interval is None:
         return None
-    return [rounded(v) for v in (interval.mean, interval.low, interval.high)]
+    values = (interval.mean, interval.low, interval.high)
+    return [None if math.isnan(value) else rounded(value) for value in values]
 
 
-def board_json(score: SuiteScore) -> str:
-    """All that is known about a suite; intervals are [mean, low, high]."""
+def about_json(score: AnyEntryScore) -> dict[str, Any]:
+    """What is known of an entry beside its scores."""
+    about: dict[str, Any] = {
+        key: clean_text(value) if isinstance(value, str) else value
+        for key, value in score.entry.to_dict().items()
+        if key not in ("seed", "meta_train_kwargs")
+    }
+    found = score.replay.taxonomy if score.replay else {}
+    return about | {
+        "seeds": list(score.seeds),
+        "replayed": replayed_envs(score),
+        "worse_on_fresh_tasks": bool(score.replay and score.replay.tuned),
+        "needs_replay": [clean_text(flag) for flag in flags_of(score)],
+        "taxonomy": {env: clean_text(word) for env, word in found.items()},
+    }
+
+
+def pair_json(pairs: Pairs | None) -> list[int] | None:
+    """[better, worse, tied]; None without ranks."""
+    return None if pairs is None else [pairs.better, pairs.worse, pairs.tied]
+
+
+def board_json(score: SuiteScore, pairs: PairTable) -> str:
+    """All that is known about a suite; intervals are [mean, low, high].
+
+    Args:
+        score: The suite's scores.
+        pairs: ``comparison.vector_pairs`` of them; in the file [better, worse, tied].
+    """
     suite = score.suite
+    papers = {row.entry.name: row for row in vector_papers(score)}
     entries = []
     for e in score.entries:
+        name = e.entry.name
         columns: dict[str, Any] = {}
         for env, c in e.columns.items():
+            summary = summarise_curve(c)
+            examples = zip(threshold_names(), summary.examples_to.values(), strict=True)
             columns[env] = {
-                "accuracy": _bounds(c.accuracy),
-                "rank": score.ranks[env][e.entry.name],
+                "accuracy": bounds(c.accuracy),
+                "rank": score.ranks[env][name],
+                "pairs": pair_json(pairs[env][name]),
                 "seed_accuracies": [rounded(v) for v in c.seed_accuracy],
-                "over_seeds": _bounds(c.over_seeds),
-                "extended": _bounds(c.extended),
+                "over_seeds": bounds(c.over_seeds),
+                "extended": bounds(c.extended),
+                "area": rounded(summary.area),
+                **dict(examples),
                 "log_loss": {str(step): rounded(v) for step, v in c.log_loss.items()},
                 "curve": [rounded(v) for v in c.curve],
                 "curve_low": [rounded(v) for v in c.curve_low],
                 "curve_high": [rounded(v) for v in c.curve_high],
             }
-        found = differences(e, score.reported)
-        about = {
-            key: clean_text(value) if isinstance(value, str) else value
-            for key, value in e.entry.to_dict().items()
-            if key not in ("seed", "meta_train_kwargs")
-        }
+        beside = papers[name].columns if name in papers else {}
         entries.append(
-            about
+            about_json(e)
             | {
-                "seeds": list(e.seeds),
-                "mean_rank": rounded(score.mean_rank[e.entry.name]),
+                "mean_rank": rounded(score.mean_rank[name]),
+                "pairs": pair_json(total_pairs(pairs, name)),
                 "columns": columns,
-                "minus_reported": {env: _bounds(found[env]) for env in found},
+                "minus_reported": {env: bounds(beside[env].difference) for env in beside},
             }
         )
     document = {

@@ -3,17 +3,20 @@
 import math
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from icl_bench.evaluation.statistics import Interval
-from icl_bench.leaderboard.entry import HIDDEN, NOT_STATED, EntryInfo
+from icl_bench.leaderboard.entry import NOT_STATED, EntryInfo
+from icl_bench.leaderboard.schema import HIDDEN
 from icl_bench.leaderboard.suites import AnySuite
 
 DASH = "–"
 
 # Characters that Markdown, its HTML and its automatic links give a meaning.
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&:@])")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+# Some spreadsheets read the wide forms of these, too.
+_FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 
 
 def clean_text(text: str) -> str:
@@ -69,22 +72,18 @@ def seeds_text(entry: EntryInfo, count: int, suite: AnySuite) -> str:
     return f"{count} of {wanted}" if count < wanted else str(count)
 
 
-def entry_title(entry: EntryInfo, entries: Sequence[EntryInfo]) -> str:
-    """Title as Markdown, and the name where titles repeat."""
-    title, name = markdown_text(entry.title), entry.name
-    same = [e for e in entries if clean_text(e.title) == clean_text(entry.title)]
-    return f"{title} ({name})" if len(same) > 1 else title
+def entry_titles(entries: Iterable[EntryInfo]) -> dict[str, str]:
+    """Name → title as Markdown, with the name where titles repeat."""
+    titles = {entry.name: markdown_text(entry.title) for entry in entries}
+    counts = Counter(titles.values())
+    return {n: f"{title} ({n})" if counts[title] > 1 else title for n, title in titles.items()}
 
 
-def linked_title(
-    entry: EntryInfo, entries: Sequence[EntryInfo], suite: str, meta_train: str
-) -> str:
-    """Title with a link to what was handed in, and marks for what sets the entry apart.
+def entry_marks(entry: EntryInfo, meta_train: str) -> list[str]:
+    """Words for what sets an entry apart, from what it says about itself.
 
     Args:
         entry: About the method.
-        entries: About all methods of the board.
-        suite: Suite.
         meta_train: What the suite's entries are meta-trained on.
     """
     external = entry.external_data.strip().casefold()
@@ -94,9 +93,20 @@ def linked_title(
         "external data": external not in ("none", NOT_STATED),
         "external data not stated": external == NOT_STATED,
     }
-    told = ", ".join(f"*{mark}*" for mark, applies in marks.items() if applies)
-    link = f"[{entry_title(entry, entries)}]({suite}/{entry.name}/entry.toml)"
-    return f"{link} {told}" if told else link
+    return [mark for mark, applies in marks.items() if applies]
+
+
+def linked_title(title: str, suite: str, name: str, marks: Sequence[str]) -> str:
+    """Title with a link to what was handed in, and its marks, as Markdown.
+
+    Args:
+        title: Title, see ``entry_titles``.
+        suite: Suite.
+        name: Name of the entry.
+        marks: Words for what sets the entry apart.
+    """
+    link = f"[{title}]({suite}/{name}/entry.toml)"
+    return f"{link} {', '.join(f'*{mark}*' for mark in marks)}" if marks else link
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
@@ -108,10 +118,17 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: 
 
 
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table for the terminal."""
+    """A table for the terminal; nothing that steers one comes through."""
     from tabulate import tabulate
 
-    return tabulate(rows, headers=columns, tablefmt="simple", disable_numparse=True)
+    head, *shown = [[clean_text(cell) for cell in row] for row in (columns, *rows)]
+    return tabulate(shown, headers=head, tablefmt="simple", disable_numparse=True)
+
+
+def folded(summary: str, parts: Sequence[str]) -> str:
+    """Markdown that a reader opens with a click; ``summary`` is ours, not a stranger's."""
+    head = f"<details><summary>{summary}</summary>"
+    return "\n\n".join([head, *parts, "</details>"])
 
 
 def not_ranked_parts(rows: Mapping[str, tuple[EntryInfo, tuple[str, ...]]]) -> list[str]:

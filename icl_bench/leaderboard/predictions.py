@@ -13,7 +13,7 @@ One row per environment, frozen episode and step, in any order:
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -22,7 +22,7 @@ from jaxtyping import Float16, Int, UInt8
 
 from icl_bench.catalog import Suite
 from icl_bench.evaluation.result import Result, log_prob_steps
-from icl_bench.leaderboard.columns import listed, read_columns
+from icl_bench.leaderboard.columns import Lists, Texts, listed, read_columns
 from icl_bench.registration import find_spec
 
 SPLIT: Literal["unseen"] = "unseen"
@@ -107,77 +107,60 @@ def read_predictions(
     path: str | os.PathLike[str], suite: Suite
 ) -> tuple[dict[str, Predictions], list[str]]:
     """Read a file from a stranger: what is right in it by environment, and all that is wrong."""
-    table, problems = _read_table(Path(path), suite)
-    if problems:
+    most = len(suite.envs) * episode_counts(suite)[1] * suite.episode_length
+    schema = prediction_schema(suite.episode_length)
+    columns, problems = read_columns(Path(path), schema, most, nullable=("log_probs",))
+    if columns is None:
         return {}, problems
-    names = table["env"].dictionary.to_pylist()
-    codes = table["env"].indices.to_numpy(zero_copy_only=False)
-    used = {names[code] for code in np.unique(codes)}
-    unknown = sorted(used - set(suite.envs))
-    if unknown:
+    if others := sorted(set(columns["split"].names) - {SPLIT}):
+        return {}, [f"split {listed(others)} not {SPLIT!r}, which is what boards rank"]
+    envs: Texts = columns["env"]
+    if unknown := sorted(set(envs.names) - set(suite.envs)):
         problems.append(
             f"{listed(unknown)} not in {suite.name}, whose environments are {', '.join(suite.envs)}"
         )
     found = {}
     for env in suite.envs:
-        if env in used:
-            same_name = [code for code, name in enumerate(names) if name == env]
-            rows = np.flatnonzero(np.isin(codes, same_name))
-            predictions, complaints = _env_predictions(table, rows, env, suite)
+        if env in envs.names:
+            rows = np.flatnonzero(envs.rows(env))
+            predictions, complaints = _env_predictions(columns, rows, env, suite)
             problems += [f"{env}: {complaint}" for complaint in complaints]
             if predictions is not None:
                 found[env] = predictions
     return found, problems
 
 
-def _read_table(path: Path, suite: Suite) -> tuple[Any, list[str]]:
-    """The columns by name (or None), after every check that is not about one environment."""
-    most = len(suite.envs) * episode_counts(suite)[1] * suite.episode_length
-    expected = prediction_schema(suite.episode_length)
-    columns, problems = read_columns(path, expected, most, nullable=("log_probs",))
-    if problems:
-        return None, problems
-    splits = columns["split"].dictionary.to_pylist()
-    others = sorted({splits[i] for i in columns["split"].unique().indices.to_pylist()} - {SPLIT})
-    if others:
-        return None, [f"split {listed(others)} not {SPLIT!r}, which is what boards rank"]
-    return columns, []
-
-
 def _env_predictions(
-    table: Any, rows: Int[np.ndarray, " N"], env: str, suite: Suite
+    columns: Mapping[str, Any], rows: Int[np.ndarray, " N"], env: str, suite: Suite
 ) -> tuple[Predictions | None, list[str]]:
     """Predictions of one environment in canonical order, and everything wrong with them."""
     length, num_classes = suite.episode_length, find_spec(env).num_classes
-    episode = table["episode"].to_numpy()[rows].astype(np.int64)
-    step = table["step"].to_numpy()[rows].astype(np.int64)
+    episode = columns["episode"][rows].astype(np.int64)
+    step = columns["step"][rows].astype(np.int64)
     num_episodes, problems = _episode_problems(episode, step, suite)
     if problems:
         return None, problems
     rows = rows[np.argsort(episode * length + step, kind="stable")]
-    prediction = table["prediction"].to_numpy()[rows].reshape(num_episodes, length)
+    prediction = columns["prediction"][rows].reshape(num_episodes, length)
     if prediction.max() >= num_classes:
         problems.append(f"prediction {prediction.max()} is not a class, there are {num_classes}")
 
     steps = log_prob_steps(length)
-    column = table["log_probs"]
-    present = column.is_valid().to_numpy(zero_copy_only=False)
+    lists: Lists = columns["log_probs"]
     kept = np.isin(np.arange(length), steps)
-    wrong = present[rows].reshape(num_episodes, length) != kept
+    wrong = lists.present[rows].reshape(num_episodes, length) != kept
     if wrong.any():
         problems.append(
             f"log_probs must be given at the steps {', '.join(map(str, steps))} and null at all "
             f"others ({_first(wrong, np.arange(length))})"
         )
         return None, problems
-    sizes = column.value_lengths().fill_null(0).to_numpy()
     kept_rows = rows.reshape(num_episodes, length)[:, kept].reshape(-1)
-    flat = column.flatten()
-    if (sizes[kept_rows] != num_classes).any() or flat.null_count:
+    if (lists.size[kept_rows] != num_classes).any():
         problems.append(f"log_probs must hold one number for each of the {num_classes} classes")
         return None, problems
-    starts = (np.cumsum(sizes) - sizes)[kept_rows]
-    values = flat.to_numpy()[starts[:, None] + np.arange(num_classes)]
+    starts = (np.cumsum(lists.size) - lists.size)[kept_rows]
+    values = lists.values[starts[:, None] + np.arange(num_classes)]
     log_probs = values.reshape(num_episodes, len(steps), num_classes)
     problems += _log_prob_problems(prediction, log_probs, np.array(steps))
     return (None if problems else Predictions(prediction, log_probs)), problems

@@ -22,15 +22,20 @@ from icl_bench.evaluation.text_protocol import text_fingerprint
 from icl_bench.evaluation.text_result import TextResult
 from icl_bench.leaderboard.checks import (
     P,
+    check_checkpoint,
     check_document,
     check_fingerprints,
     check_layout,
     check_seeds,
     read_toml,
+    seed_files,
 )
-from icl_bench.leaderboard.entry import EntryInfo
+from icl_bench.leaderboard.entry import EntryInfo, collisions
+from icl_bench.leaderboard.plausibility import first_step_flags, replay_problems
 from icl_bench.leaderboard.predictions import SPLIT, Predictions, read_predictions
+from icl_bench.leaderboard.replays import record_of
 from icl_bench.leaderboard.runs import Run, load_run
+from icl_bench.leaderboard.sandbox import TOO_MUCH
 from icl_bench.leaderboard.suites import ALL_SUITES, AnySuite, any_suite
 from icl_bench.leaderboard.text_predictions import TextPredictions, read_text_predictions
 
@@ -139,57 +144,77 @@ def validate(path: str | os.PathLike[str]) -> list[str]:
 def read_submission(path: str | os.PathLike[str]) -> Submission:
     """Read and check a submission; what is wrong is in ``problems`` and ``outdated``.
 
+    Nothing beside the folder is opened, but for the record of its replay.
+
     Raises:
         FileNotFoundError: If there is no such folder.
+        RuntimeError: On systems without limits of memory and time, or if the process that
+            unpacks predictions cannot be started.
     """
     path = Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"no submission at {path}: there is no such folder")
-    seed_files, problems = check_layout(path)
-    outdated: list[str] = []
-    document, complaints = read_toml(path)
+    files, problems = check_layout(path)
+    predictions = seed_files(files, "predictions")
+    for name, file in files.items():
+        if file is not None and name.startswith("checkpoints/"):
+            problems += check_checkpoint(name, file)
+    about = files.get("entry.toml")
+    document, complaints = (None, []) if about is None else read_toml(about)
     entry, suite = None, None
+    outdated: list[str] = []
     if document is not None:
         entry, suite, outdated, complaints = check_document(document, path.resolve().name)
     problems += [f"entry.toml: {complaint}" for complaint in complaints]
     vectors: dict[int, Mapping[str, Predictions]] = {}
     text: dict[int, Mapping[str, TextPredictions]] = {}
     fingerprints: Mapping[str, str] = {}
+    flags: tuple[str, ...] = ()
     if suite is not None and document is not None:
         fingerprints = document.get("fingerprints", {})
         if isinstance(suite, catalog.TextSuite):
             read_text = functools.partial(read_text_predictions, suite=suite)
-            text, complaints, more = _read(document, seed_files, read_text, text_fingerprint)
+            text, complaints, more = _read(document, predictions, read_text, text_fingerprint)
         else:
             read = functools.partial(read_predictions, suite=suite)
             current = protocol.evaluation_fingerprint
-            vectors, complaints, more = _read(document, seed_files, read, current)
+            vectors, complaints, more = _read(document, predictions, read, current)
             complaints += _unpinned(vectors)
         problems, outdated = problems + complaints, outdated + more
         problems += misplaced(path, suite)
+        if isinstance(suite, catalog.Suite) and not problems and not outdated:
+            flags = first_step_flags(list(vectors.values()), suite.episodes_per_task)
+            try:
+                problems += replay_problems(flags, record_of(path))
+            except ValueError as error:
+                problems.append(str(error))
     return Submission(
-        path, entry, suite, vectors, text, fingerprints, tuple(problems), tuple(outdated)
+        path, entry, suite, vectors, text, fingerprints, tuple(problems), tuple(outdated), flags
     )
 
 
 def _read(
     document: Mapping[str, Any],
-    seed_files: Mapping[int, Path],
+    seed_files: Mapping[int, Path | None],
     read: Callable[[Path], tuple[dict[str, P], list[str]]],
     current: Callable[[str], str],
 ) -> tuple[dict[int, Mapping[str, P]], list[str], list[str]]:
     """Predictions of every seed, everything wrong with them, and why they are outdated."""
     predictions: dict[int, Mapping[str, P]] = {}
-    problems = []
+    problems: list[str] = []
     for seed, file in sorted(seed_files.items()):
+        predictions[seed] = {}
+        if file is None or any(TOO_MUCH in problem for problem in problems):
+            continue  # told by the layout; or one such file is enough
         found, complaints = read(file)
         predictions[seed] = {} if complaints else found
-        problems += [f"predictions/{file.name}: {complaint}" for complaint in complaints]
+        problems += [f"predictions/seed-{seed}.parquet: {complaint}" for complaint in complaints]
     problems += check_seeds(document, predictions, seed_files)
-    complaints, outdated = check_fingerprints(
-        document.get("fingerprints", {}), predictions, current
-    )
-    return predictions, problems + complaints, outdated
+    outdated: list[str] = []
+    if "fingerprints" in document:
+        complaints, outdated = check_fingerprints(document["fingerprints"], predictions, current)
+        problems += complaints
+    return predictions, problems, outdated
 
 
 def _unpinned(predictions: Mapping[int, Mapping[str, Predictions]]) -> list[str]:
@@ -244,6 +269,8 @@ def load_runs(paths: Sequence[str | os.PathLike[str]]) -> list[Run]:
 def read_entries(folder: str | os.PathLike[str]) -> dict[str, Submission]:
     """The submissions of ``leaderboards/<suite>`` by name; there may be none.
 
+    Titles that look alike but are not the same are problems of both submissions.
+
     Raises:
         ValueError: If the folder's name is no suite, or a submission is of another one.
     """
@@ -257,4 +284,8 @@ def read_entries(folder: str | os.PathLike[str]) -> dict[str, Submission]:
         if submission.suite is not None and submission.suite != suite:
             raise ValueError(f"{path} belongs to {submission.suite.name}: move it to that folder")
         entries[path.name] = submission
+    about = {name: row.entry for name, row in entries.items() if row.entry is not None}
+    for name, complaint in collisions(about).items():
+        problems = (*entries[name].problems, f"entry.toml: {complaint}")
+        entries[name] = dataclasses.replace(entries[name], problems=problems)
     return entries

@@ -39,6 +39,8 @@ class ReplayCell:
         gap: frozen - fresh with its 95 % interval over tasks, which differ between the two.
         first_step_p: How likely a learner that guesses before the first label would be as good
             at step 0 of the fresh episodes; None for text.
+        tuned: Whether the gap lies above zero so clearly that the learner was tuned to what is
+            frozen: at 99.9 % for all cells of the entry together (Bonferroni).
     """
 
     differing: float
@@ -46,6 +48,7 @@ class ReplayCell:
     fresh: float
     gap: Interval
     first_step_p: float | None
+    tuned: bool = False
 
     @property
     def same(self) -> bool:
@@ -74,6 +77,11 @@ class ReplayRecord:
     def same(self) -> bool:
         """Whether all predictions are those handed in, but for rounding."""
         return all(cell.same for by_env in self.cells.values() for cell in by_env.values())
+
+    @property
+    def tuned(self) -> bool:
+        """Whether any cell has a gap that shows a learner tuned to what is frozen."""
+        return any(cell.tuned for by_env in self.cells.values() for cell in by_env.values())
 
 
 def replay_digest(entry: str | os.PathLike[str]) -> str:

@@ -3,6 +3,7 @@
 <env or suite>__<method>__<seed>__<utc>/
     meta.json                           about the method, versions, fingerprints
     results/<env>__<split>.parquet      one ``Result`` or ``TextResult`` each
+    learner.safetensors, or .json       the learner, see ``learner_files``
 """
 
 import dataclasses

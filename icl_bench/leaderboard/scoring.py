@@ -21,10 +21,12 @@ from icl_bench.evaluation.statistics import (
     seed_interval,
     task_interval,
 )
-from icl_bench.leaderboard.entry import EntryInfo
+from icl_bench.leaderboard.entry import EntryInfo, collisions
 from icl_bench.leaderboard.predictions import episode_counts
-from icl_bench.leaderboard.reading import Submission, read_entries, read_submission
+from icl_bench.leaderboard.reading import Submission, read_submission
 from icl_bench.leaderboard.replays import ReplayRecord, record_of
+from icl_bench.leaderboard.score_cache import Outdated, load_score, prune, save_score, score_key
+from icl_bench.leaderboard.suites import AnySuite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,14 +178,78 @@ def _identical(a: Result, b: Result) -> bool:
     )
 
 
-def score_entry(path: str | os.PathLike[str]) -> EntryScore:
+def score_entry(path: str | os.PathLike[str], *, use_cache: bool = True) -> EntryScore:
     """Score a submission from its predictions and the labels of the frozen episodes.
+
+    Args:
+        path: Its folder.
+        use_cache: Take the score of these very files from the cache, see ``score_cache``.
 
     Raises:
         FileNotFoundError: If there is no such folder.
         ValueError: If the submission is not valid, naming everything wrong with it.
     """
-    return _score(read_submission(path))
+    found = _scored(Path(path), None, use_cache)
+    if isinstance(found, Outdated):
+        return _score(read_submission(path))  # raises, and names everything
+    return found
+
+
+def _scored(path: Path, suite: catalog.Suite | None, use_cache: bool) -> EntryScore | Outdated:
+    """The score of one entry, of any suite or of a certain one."""
+    key = score_key(path, "vectors") if use_cache else None
+    found = load_score(key, _from_fields)
+    if found is None:
+        submission = read_entry(path, suite)
+        found = outdated(submission) or _score(submission)
+        save_score(path, "vectors", key, found)
+    if isinstance(found, Outdated):
+        return found
+    return dataclasses.replace(found, replay=record_of(path))
+
+
+def entry_folders(folder: str | os.PathLike[str]) -> list[Path]:
+    """The folders of the entries in ``leaderboards/<suite>``, by name; there may be none."""
+    folder = Path(folder)
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in paths if path.is_dir() and not path.name.startswith(".")]
+
+
+def read_entry(path: Path, suite: AnySuite | None) -> Submission:
+    """Read a submission of a suite, or of any.
+
+    Raises:
+        ValueError: If it is of another one.
+    """
+    submission = read_submission(path)
+    if suite is not None and submission.suite is not None and submission.suite != suite:
+        raise ValueError(f"{path} belongs to {submission.suite.name}: move it to that folder")
+    return submission
+
+
+def outdated(submission: Submission) -> Outdated | None:
+    """A submission that is listed but not ranked; None if it can be."""
+    if submission.entry is None or not submission.outdated:
+        return None
+    return Outdated(submission.entry, submission.outdated)
+
+
+def refuse_lookalikes(
+    folder: str | os.PathLike[str],
+    scored: Sequence[EntryInfo],
+    not_ranked: Mapping[str, tuple[EntryInfo, tuple[str, ...]]],
+) -> None:
+    """Raise if an entry could be taken for another one of its suite.
+
+    Raises:
+        ValueError: Naming the entry and the other.
+    """
+    listed = {name: entry for name, (entry, _) in not_ranked.items()}
+    found = collisions(listed | {entry.name: entry for entry in scored})
+    for entry in scored:
+        if entry.name in found:
+            path = Path(folder) / entry.name
+            raise ValueError(f"{path} cannot be scored: entry.toml: {found[entry.name]}")
 
 
 def _score(submission: Submission) -> EntryScore:
@@ -197,15 +263,48 @@ def _score(submission: Submission) -> EntryScore:
         seeds=submission.seeds,
         columns={env: score_column(by_seed, ranked) for env, by_seed in results.items()},
         flags=submission.flags,
-        replay=record_of(submission.path),
     )
 
 
-def score_suite(folder: str | os.PathLike[str]) -> SuiteScore:
+def _from_fields(fields: Mapping[str, Any]) -> EntryScore:
+    """A score as it was before it was kept."""
+    columns = {}
+    for env, column in fields["columns"].items():
+        intervals = {name: interval(column[name]) for name in ("over_seeds", "extended")}
+        columns[env] = ColumnScore(
+            **column
+            | intervals
+            | {
+                "accuracy": Interval(**column["accuracy"]),
+                "seed_accuracy": tuple(column["seed_accuracy"]),
+                "log_loss": {int(step): loss for step, loss in column["log_loss"].items()},
+            }
+        )
+    return EntryScore(
+        entry=EntryInfo.from_dict(fields["entry"]),
+        suite=fields["suite"],
+        seeds=tuple(fields["seeds"]),
+        columns=columns,
+        flags=tuple(fields["flags"]),
+    )
+
+
+def interval(fields: Mapping[str, float] | None) -> Interval | None:
+    """An interval as it was before it was kept; None stays None."""
+    return None if fields is None else Interval(**fields)
+
+
+def score_suite(folder: str | os.PathLike[str], *, use_cache: bool = True) -> SuiteScore:
     """Score all entries of ``leaderboards/<suite>`` and rank them column by column.
 
     The comparisons of a column are paired on its 16 × 16 episodes, which all entries share, with
-    one matrix of bootstrap weights.
+    one matrix of bootstrap weights. An entry's predictions are forgotten before the next one's are
+    read.
+
+    Args:
+        folder: Folder of the suite.
+        use_cache: Take scores of entries that were scored before from the cache, see
+            ``score_cache``.
 
     Raises:
         ValueError: If the folder's name is no suite, or an entry is not valid (being outdated
@@ -214,11 +313,15 @@ def score_suite(folder: str | os.PathLike[str]) -> SuiteScore:
     suite = protocol.suite(Path(folder).resolve().name)
     entries: dict[str, EntryScore] = {}
     not_ranked = {}
-    for name, submission in read_entries(folder).items():
-        if submission.entry is not None and submission.outdated:
-            not_ranked[name] = (submission.entry, submission.outdated)
+    for path in entry_folders(folder):
+        found = _scored(path, suite, use_cache)
+        if isinstance(found, Outdated):
+            not_ranked[path.name] = (found.entry, found.reasons)
         else:
-            entries[name] = _score(submission)
+            entries[path.name] = found
+    if use_cache:
+        prune()
+    refuse_lookalikes(folder, [score.entry for score in entries.values()], not_ranked)
     column_ranks = {env: _rank(entries, env) for env in suite.envs}
     mean_rank = {name: mean_rank_of(name, column_ranks) for name in entries}
     order = sorted(entries, key=lambda name: (mean_rank[name], *_alphabetical(entries[name])))

@@ -18,6 +18,7 @@ from icl_bench.evaluation.result import SCORER_VERSION, Result
 from icl_bench.evaluation.text_protocol import text_fingerprint
 from icl_bench.leaderboard import text_submission
 from icl_bench.leaderboard.entry import EntryInfo, to_toml
+from icl_bench.leaderboard.learner_files import learner_path
 from icl_bench.leaderboard.predictions import SPLIT, episode_counts, write_predictions
 from icl_bench.leaderboard.reading import (
     Submission,
@@ -47,9 +48,6 @@ __all__ = [
     "scorable_envs",
     "validate",
 ]
-
-# The learner's weights in a run folder.
-WEIGHTS = "learner.safetensors"
 
 
 def scorable_envs(suite: catalog.Suite) -> list[str]:
@@ -86,8 +84,8 @@ def make_submission(
             part becomes the entry's name.
         suite: Suite.
         allow_missing: Hand in some of the suite's environments only; the others stay a dash.
-        checkpoints: Hand in the runs' ``learner.safetensors``, too, so that anyone can run the
-            learner again; not for text suites.
+        checkpoints: Hand in the runs' ``learner.safetensors`` or ``learner.json``, too, so that
+            anyone can run the learner again.
         **overrides: Fields of ``EntryInfo`` to say otherwise than the runs do.
 
     Raises:
@@ -122,14 +120,26 @@ def make_submission(
                 _check_frozen(result, row)
             files[seed] = functools.partial(write_predictions, results=results)
             fingerprints |= {result.env: result.fingerprint for result in results}
-    if checkpoints and isinstance(row, catalog.TextSuite):
-        raise ValueError("weights of language models are too large: hand in without --checkpoints")
-    weights = {}
-    for run in loaded if checkpoints else ():
-        weights[run.entry.seed] = run.path / WEIGHTS
-        if not weights[run.entry.seed].is_file():
-            raise FileNotFoundError(f"{run.path} has no {WEIGHTS}: hand in without --checkpoints")
-    return _write(out, entry, row, fingerprints, files, weights)
+    learners = _learner_files(loaded) if checkpoints else {}
+    return _write(out, entry, row, fingerprints, files, learners)
+
+
+def _learner_files(runs: Sequence[Run]) -> dict[int, Path]:
+    """Meta-training seed → the file of its learner; several runs of a seed must have the same."""
+    found: dict[int, Path] = {}
+    for run in runs:
+        file = learner_path(run.path)
+        if file is None:
+            raise FileNotFoundError(
+                f"{run.path} has no learner.safetensors or .json: hand in without --checkpoints"
+            )
+        first = found.setdefault(run.entry.seed, file)
+        if first.suffix != file.suffix or first.read_bytes() != file.read_bytes():
+            raise ValueError(
+                f"{first} and {file} are two learners of seed {run.entry.seed}, an entry holds "
+                "one of each seed: hand in without --checkpoints"
+            )
+    return found
 
 
 def _complete(
@@ -219,7 +229,7 @@ def _write(
     suite: AnySuite,
     fingerprints: Mapping[str, str],
     files: Mapping[int, Callable[[Path], None]],
-    weights: Mapping[int, Path],
+    learners: Mapping[int, Path],
 ) -> Path:
     """Build the folder beside its place, validate it, and rename it.
 
@@ -229,7 +239,7 @@ def _write(
         suite: Suite.
         fingerprints: Environment id → evaluation fingerprint.
         files: Meta-training seed → what writes its file of predictions.
-        weights: Meta-training seed → the learner's weights.
+        learners: Meta-training seed → the file of its learner.
     """
     fields = {key: value for key, value in entry.to_dict().items() if value is not None}
     kwargs = fields.pop("meta_train_kwargs")
@@ -251,9 +261,9 @@ def _write(
         (built / "entry.toml").write_text(to_toml(document), encoding="utf-8", newline="\n")
         for seed, write in files.items():
             write(built / "predictions" / f"seed-{seed}.parquet")
-        for seed, file in weights.items():
+        for seed, file in learners.items():
             (built / "checkpoints").mkdir(exist_ok=True)
-            shutil.copyfile(file, built / "checkpoints" / f"seed-{seed}.safetensors")
+            shutil.copyfile(file, built / "checkpoints" / f"seed-{seed}{file.suffix}")
         problems = validate(built)
         if problems:
             raise ValueError("the submission would not be valid: " + "; ".join(problems))

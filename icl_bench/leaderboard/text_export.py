@@ -1,14 +1,29 @@
-"""board.csv and board.json of text suites: all numbers, metrics in [0, 1]."""
+"""board.csv, board.json and papers.csv of text suites: all numbers, metrics in [0, 1]."""
 
+from collections.abc import Mapping
 from typing import Any
 
+from icl_bench.envs.text_source import Domain
 from icl_bench.evaluation.result import SCORER_VERSION
-from icl_bench.evaluation.statistics import Interval
 from icl_bench.evaluation.text_protocol import text_fingerprint
-from icl_bench.leaderboard.export import compact_json, csv_lines, fraction, rounded
+from icl_bench.leaderboard.comparison import PairTable, text_papers, total_pairs
+from icl_bench.leaderboard.export import (
+    about_csv,
+    about_json,
+    bounds,
+    compact_json,
+    csv_lines,
+    fraction,
+    pair_json,
+    paper_csv,
+    rounded,
+)
 from icl_bench.leaderboard.formatting import clean_text, csv_text
+from icl_bench.leaderboard.marks import replayed_envs
 from icl_bench.leaderboard.predictions import SPLIT
-from icl_bench.leaderboard.text_scoring import DOMAINS, TextSuiteScore, frozen_tasks, missing_tasks
+from icl_bench.leaderboard.text_columns import DOMAINS, frozen_tasks, missing_tasks
+from icl_bench.leaderboard.text_scoring import TextSuiteScore
+from icl_bench.registration import find_text_spec
 
 TEXT_CSV_COLUMNS = (
     "suite",
@@ -25,6 +40,9 @@ TEXT_CSV_COLUMNS = (
     "worst_low",
     "worst_high",
     "rank",
+    "better",
+    "worse",
+    "tied",
     "tasks",
     "all_tasks",
     "queries",
@@ -33,19 +51,50 @@ TEXT_CSV_COLUMNS = (
     "seed_means",
     "seed_worsts",
     "parameters",
+    "state_size",
+    "gpu_hours",
+    "external_data",
+    "replayed",
     "training_data",
     "source",
 )
 
+TEXT_PAPER_COLUMNS = (
+    "suite",
+    "entry",
+    "method",
+    "view",
+    "domain",
+    "setting",
+    "number",
+    "source",
+    "paper",
+    "ours",
+    "ours_low",
+    "ours_high",
+    "difference",
+    "difference_low",
+    "difference_high",
+)
 
-def text_board_csv(score: TextSuiteScore) -> str:
-    """One line per entry, domain and setting, then those of papers."""
+
+def text_board_csv(score: TextSuiteScore, pairs: Mapping[Domain, PairTable]) -> str:
+    """One line per entry, domain and setting, then those of papers.
+
+    Args:
+        score: The suite's scores.
+        pairs: Domain → ``comparison.text_pairs`` of them.
+    """
     lines = []
     for name, e in score.entries.items():
+        about = about_csv(e)
+        replayed = {find_text_spec(env).setting for env in replayed_envs(e)}
         for domain in DOMAINS:
             for setting, c in e.columns[domain].items():
+                pair = pairs[domain][setting].get(name)
                 lines.append(
-                    {
+                    about
+                    | {
                         "suite": score.suite.name,
                         "entry": name,
                         "method": csv_text(e.entry.title),
@@ -60,6 +109,9 @@ def text_board_csv(score: TextSuiteScore) -> str:
                         "worst_low": fraction(c.worst.low),
                         "worst_high": fraction(c.worst.high),
                         "rank": str(score.ranks[domain][setting].get(name, "")),
+                        "better": str(pair.better) if pair else "",
+                        "worse": str(pair.worse) if pair else "",
+                        "tied": str(pair.tied) if pair else "",
                         "tasks": str(c.coverage.tasks),
                         "all_tasks": str(c.coverage.all_tasks),
                         "queries": str(c.coverage.queries),
@@ -67,7 +119,7 @@ def text_board_csv(score: TextSuiteScore) -> str:
                         "seeds": " ".join(map(str, e.seeds)),
                         "seed_means": " ".join(map(fraction, c.seed_means)),
                         "seed_worsts": " ".join(map(fraction, c.seed_worsts)),
-                        "parameters": "" if e.entry.parameters is None else str(e.entry.parameters),
+                        "replayed": "yes" if setting in replayed else "no",
                     }
                 )
     for row in score.reported:
@@ -88,16 +140,34 @@ def text_board_csv(score: TextSuiteScore) -> str:
     return csv_lines(lines, TEXT_CSV_COLUMNS)
 
 
-def _bounds(interval: Interval | None) -> list[float | str | None] | None:
-    """[mean, low, high]; no bounds where there is a single task."""
-    if interval is None:
-        return None
-    values = (interval.mean, interval.low, interval.high)
-    return [None if value != value else rounded(value) for value in values]
+def text_papers_csv(score: TextSuiteScore) -> str:
+    """One line per entry like a reported method, domain, setting and number (mean or worst)."""
+    lines = []
+    for row in text_papers(score):
+        view = score.entries[row.entry.name].view
+        for kind, numbers in (("mean", row.columns), ("worst", row.worst)):
+            for setting, number in numbers.items():
+                about = {
+                    "suite": score.suite.name,
+                    "entry": row.entry.name,
+                    "method": csv_text(row.entry.title),
+                    "view": view,
+                    "domain": row.domain or "",
+                    "setting": setting,
+                    "number": kind,
+                    "source": csv_text(row.source),
+                }
+                lines.append(about | paper_csv(number))
+    return csv_lines(lines, TEXT_PAPER_COLUMNS)
 
 
-def text_board_json(score: TextSuiteScore) -> str:
-    """All that is known about a text suite; intervals are [mean, low, high]."""
+def text_board_json(score: TextSuiteScore, pairs: Mapping[Domain, PairTable]) -> str:
+    """All that is known about a text suite; intervals are [mean, low, high].
+
+    Args:
+        score: The suite's scores.
+        pairs: Domain → ``comparison.text_pairs`` of them; in the file [better, worse, tied].
+    """
     suite = score.suite
     entries = []
     for name, e in score.entries.items():
@@ -105,34 +175,37 @@ def text_board_json(score: TextSuiteScore) -> str:
         for domain in DOMAINS:
             columns[domain] = {
                 setting: {
-                    "mean": _bounds(c.mean),
-                    "worst": _bounds(c.worst),
+                    "mean": bounds(c.mean),
+                    "worst": bounds(c.worst),
                     "rank": score.ranks[domain][setting].get(name),
+                    "pairs": pair_json(pair)
+                    if (pair := pairs[domain][setting].get(name))
+                    else None,
                     "coverage": [
                         *(c.coverage.tasks, c.coverage.all_tasks),
                         *(c.coverage.queries, c.coverage.all_queries),
                     ],
                     "seed_means": [rounded(v) for v in c.seed_means],
                     "seed_worsts": [rounded(v) for v in c.seed_worsts],
-                    "over_seeds": _bounds(c.over_seeds),
+                    "over_seeds": bounds(c.over_seeds),
                 }
                 for setting, c in e.columns[domain].items()
             }
-        about = {
-            key: clean_text(value) if isinstance(value, str) else value
-            for key, value in e.entry.to_dict().items()
-            if key not in ("seed", "meta_train_kwargs")
-        }
         ranks = {domain: score.mean_rank(domain, name) for domain in DOMAINS}
+        totals = {domain: total_pairs(pairs[domain], name) for domain in DOMAINS}
         entries.append(
-            about
+            about_json(e)
             | {
                 "view": e.view,
-                "seeds": list(e.seeds),
                 "mean_rank": {
                     domain: None if rank is None or not e.full(domain) else rounded(rank)
                     for domain, rank in ranks.items()
                 },
+                "win_rate": {
+                    domain: None if total.win_rate is None else rounded(total.win_rate)
+                    for domain, total in totals.items()
+                },
+                "pairs": {domain: pair_json(total) for domain, total in totals.items()},
                 "columns": columns,
             }
         )

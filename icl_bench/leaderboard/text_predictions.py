@@ -13,7 +13,7 @@ Some tasks, or some queries of a task, may be handed in; each with all demonstra
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,7 +29,7 @@ from icl_bench.evaluation.text_protocol import (
     text_options,
 )
 from icl_bench.evaluation.text_result import TaskResult, TextResult
-from icl_bench.leaderboard.columns import listed, read_columns
+from icl_bench.leaderboard.columns import Texts, listed, read_columns
 from icl_bench.registration import find_text_spec
 
 
@@ -140,15 +140,14 @@ def read_text_predictions(
 ) -> tuple[dict[str, TextPredictions], list[str]]:
     """Read a file from a stranger: what is right in it by environment, and all that is wrong."""
     columns, problems = read_columns(Path(path), text_prediction_schema(), most_rows(suite))
-    if problems:
+    if columns is None:
         return {}, problems
-    rows = _Rows(*_decoded(columns["env"]), *_decoded(columns["task"]), columns)
-    used = {rows.envs[code] for code in np.unique(rows.env)}
-    if unknown := sorted(used - set(suite.envs)):
+    envs: Texts = columns["env"]
+    if unknown := sorted(set(envs.names) - set(suite.envs)):
         problems.append(
             f"{listed(unknown)} not in {suite.name}, whose environments are {', '.join(suite.envs)}"
         )
-    known = [env for env in suite.envs if env in used]
+    known = [env for env in suite.envs if env in envs.names]
     views = {find_text_spec(env).view for env in known}
     if len(views) > 1:
         problems.append(
@@ -157,59 +156,32 @@ def read_text_predictions(
         )
     found: dict[str, TextPredictions] = {}
     for env in known:
-        parts, complaints = _env_parts(rows, env, suite)
+        parts, complaints = _env_parts(columns, env, suite)
         problems += [f"{env}: {complaint}" for complaint in complaints]
         if not complaints:
             found[env] = TextPredictions(parts)
     return found, problems
 
 
-@dataclasses.dataclass(frozen=True)
-class _Rows:
-    """Rows of a file: names of environments and tasks, and each row's codes and numbers."""
-
-    envs: list[str]
-    env: Int[np.ndarray, " N"]
-    tasks: list[str]
-    task: Int[np.ndarray, " N"]
-    columns: Any
-
-    def of(self, name: str, rows: Int[np.ndarray, " M"]) -> Int[np.ndarray, " M"]:
-        """Numbers of a column."""
-        numbers: np.ndarray = self.columns[name].to_numpy()[rows].astype(np.int64)
-        return numbers
-
-    def by_task(self, env: str) -> Iterator[tuple[str, Int[np.ndarray, " M"]]]:
-        """Names of the tasks of an environment, with their rows."""
-        codes = [code for code, name in enumerate(self.envs) if name == env]
-        of_env = np.flatnonzero(np.isin(self.env, codes))
-        of_env = of_env[np.argsort(self.task[of_env], kind="stable")]
-        used, starts = np.unique(self.task[of_env], return_index=True)
-        found: dict[str, list[np.ndarray]] = {}
-        for code, rows in zip(used, np.split(of_env, starts[1:]), strict=True):
-            found.setdefault(self.tasks[code], []).append(rows)
-        for name, parts in found.items():
-            yield name, np.concatenate(parts)
-
-
-def _decoded(column: Any) -> tuple[list[str], Int[np.ndarray, " N"]]:
-    """Names of a dictionary column, each used code with its own, and the codes."""
-    codes = column.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    return column.dictionary.to_pylist(), codes
-
-
-def _env_parts(rows: _Rows, env: str, suite: TextSuite) -> tuple[dict[str, TaskPart], list[str]]:
+def _env_parts(
+    columns: Mapping[str, Any], env: str, suite: TextSuite
+) -> tuple[dict[str, TaskPart], list[str]]:
     """Predictions of one environment by task in the setting's order, and all that is wrong."""
     setting = text_setting(find_text_spec(env).setting)
+    names, code = columns["task"].names, columns["task"].code
+    of_env = np.flatnonzero(columns["env"].rows(env))
+    of_env = of_env[np.argsort(code[of_env], kind="stable")]
+    used, starts = np.unique(code[of_env], return_index=True)
     parts: dict[str, TaskPart] = {}
     unknown, problems = [], []
-    for task, of_task in rows.by_task(env):
+    for number, of_task in zip(used, np.split(of_env, starts[1:]), strict=True):
+        task = names[number]
         if task not in setting.test:
             unknown.append(task)
         elif task not in scorable_tasks(setting.name):
             problems.append(f"the answers of {task} are not pinned, so it cannot be handed in")
         else:
-            part, complaints = _task_part(rows, of_task, task, suite)
+            part, complaints = _task_part(columns, of_task, task, suite)
             problems += [f"{task}: {complaint}" for complaint in complaints]
             if part is not None:
                 parts[task] = part
@@ -219,12 +191,12 @@ def _env_parts(rows: _Rows, env: str, suite: TextSuite) -> tuple[dict[str, TaskP
 
 
 def _task_part(
-    rows: _Rows, of_task: Int[np.ndarray, " M"], task: str, suite: TextSuite
+    columns: Mapping[str, Any], of_task: Int[np.ndarray, " M"], task: str, suite: TextSuite
 ) -> tuple[TaskPart | None, list[str]]:
     """Predictions of one task in canonical order, and everything wrong with them."""
     seeds, total = np.array(suite.demo_seeds), len(text_answers(task))
-    seed, query = rows.of("demo_seed", of_task), rows.of("query", of_task)
-    prediction = rows.of("prediction", of_task)
+    names = ("demo_seed", "query", "prediction")
+    seed, query, prediction = (columns[name][of_task].astype(np.int64) for name in names)
     known = np.isin(seed, seeds)
     if not known.all():
         told = ", ".join(map(str, seeds))

@@ -1,93 +1,61 @@
 """The scorer of text suites: every number is recomputed from predictions and frozen answers.
 
 A column is a setting with a domain: all of its test tasks, or those of domains that no train task
-has. Macro-F1 or accuracy of every task, mean and worst over the demonstration seeds, are averaged
-over the tasks, then over the meta-training seeds. Only entries that answered all frozen queries of
-all frozen tasks of a column are ranked in it, on identical queries with the same bootstrap draws.
+has. Only entries that answered all frozen queries of all frozen tasks of a column are ranked in it,
+on identical queries with the same bootstrap draws.
 """
 
 import csv
 import dataclasses
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from types import MappingProxyType
-from typing import TypeVar
-
-import numpy as np
+from typing import Any
 
 from icl_bench.catalog import TextSuite
-from icl_bench.data.text import text_setting
 from icl_bench.envs.text_source import Domain
-from icl_bench.evaluation.statistics import ROUNDING, Interval, seed_interval
-from icl_bench.evaluation.text_metrics import Resampled, average, resample
-from icl_bench.evaluation.text_protocol import scorable_tasks, text_answers, text_suite
+from icl_bench.evaluation import text_metrics
+from icl_bench.evaluation.statistics import Interval
+from icl_bench.evaluation.text_metrics import Resampled
+from icl_bench.evaluation.text_protocol import text_suite
 from icl_bench.evaluation.text_result import TaskResult, TextResult
 from icl_bench.leaderboard.entry import EntryInfo
-from icl_bench.leaderboard.reading import Submission, read_entries, read_submission
+from icl_bench.leaderboard.reading import read_submission
 from icl_bench.leaderboard.replays import ReplayRecord, record_of
-from icl_bench.leaderboard.scoring import mean_rank_of
+from icl_bench.leaderboard.score_cache import Outdated, load_score, prune, save_score, score_key
+from icl_bench.leaderboard.scoring import (
+    entry_folders,
+    interval,
+    mean_rank_of,
+    outdated,
+    read_entry,
+    refuse_lookalikes,
+)
+from icl_bench.leaderboard.text_columns import (
+    DOMAINS,
+    Coverage,
+    TextColumn,
+    coverage_of,
+    domain_tasks,
+    frozen_tasks,
+    missing_tasks,
+    places,
+    score_methods,
+)
 from icl_bench.registration import find_text_spec
 
-DOMAINS: Mapping[Domain, str] = MappingProxyType(
-    {"all": "all test tasks", "new": "unseen-domain tasks"}
-)
+__all__ = [
+    "DOMAINS",
+    "TextColumn",
+    "domain_tasks",
+    "frozen_tasks",
+    "missing_tasks",
+    "score_methods",
+]
 
-K = TypeVar("K", bound=Hashable)
-
-
-@dataclasses.dataclass(frozen=True)
-class Coverage:
-    """How much of a column was answered.
-
-    Attributes:
-        tasks: Tasks answered.
-        all_tasks: Tasks with frozen answers.
-        queries: Queries answered, of all of its tasks.
-        all_queries: Queries with frozen answers.
-    """
-
-    tasks: int
-    all_tasks: int
-    queries: int
-    all_queries: int
-
-    @property
-    def full(self) -> bool:
-        """Whether nothing is left out, so that the column may be ranked."""
-        return (self.tasks, self.queries) == (self.all_tasks, self.all_queries)
-
-    def __str__(self) -> str:
-        """For instance ``3 of 26 tasks, 150 of 7,839 queries``."""
-        return (
-            f"{self.tasks} of {self.all_tasks} tasks, "
-            f"{self.queries:,} of {self.all_queries:,} queries"
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class TextColumn:
-    """One method on one setting and domain; macro-F1 and accuracy in [0, 1].
-
-    Attributes:
-        mean: Mean over demonstration seeds, over tasks and meta-training seeds, with the interval
-            over tasks and queries; its bounds are NaN where there is a single task.
-        worst: The same of the worst demonstration seed of each task.
-        seed_means: The mean of every meta-training seed.
-        seed_worsts: The worst of every meta-training seed.
-        over_seeds: Mean with the interval over meta-training seeds; None with fewer than three.
-        coverage: How much of it was answered.
-        resampled: Per task and per replicate, for comparisons.
-    """
-
-    mean: Interval
-    worst: Interval
-    seed_means: tuple[float, ...]
-    seed_worsts: tuple[float, ...]
-    over_seeds: Interval | None
-    coverage: Coverage
-    resampled: Resampled
+# Entries that are scored together, so that most of the work is done once for all of them.
+TOGETHER = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,145 +141,119 @@ class TextSuiteScore:
         return [e for _, e in sorted(full, key=lambda row: self.mean_rank(domain, row[0]) or 0.0)]
 
 
-def frozen_tasks(setting: str, domain: Domain) -> list[str]:
-    """Test tasks of a setting with frozen answers, in its order."""
-    new = text_setting(setting).unseen_domain
-    return [task for task in scorable_tasks(setting) if domain == "all" or task in new]
-
-
-def missing_tasks(setting: str) -> list[str]:
-    """Test tasks of a setting whose answers are not frozen."""
-    return [task for task in text_setting(setting).test if task not in scorable_tasks(setting)]
-
-
-def domain_tasks(result: TextResult, domain: Domain) -> list[TaskResult]:
-    """The tasks of a result that belong to a domain, in the setting's order."""
-    order = text_setting(find_text_spec(result.env).setting).test
-    return sorted(result.of(domain), key=lambda task: order.index(task.task))
-
-
-def score_methods(
-    methods: Mapping[K, Sequence[Sequence[TaskResult]]], setting: str, domain: Domain
-) -> dict[K, TextColumn]:
-    """Scores of methods on one setting and domain, given the results of each meta-training seed.
-
-    Methods that met the same queries are resampled together.
-
-    Raises:
-        ValueError: If the seeds of a method did not meet the same queries.
-    """
-    groups: dict[object, list[K]] = {}
-    for name, of_seeds in methods.items():
-        cells = tuple((t.task, t.query.tobytes(), t.answer.tobytes()) for t in of_seeds[0])
-        groups.setdefault(cells, []).append(name)
-    columns: dict[K, TextColumn] = {}
-    for names in groups.values():
-        found = iter(
-            resample([[t.predictions for t in tasks] for name in names for tasks in methods[name]])
-        )
-        for name in names:
-            of_seeds = methods[name]
-            coverage = coverage_of(of_seeds[0], setting, domain)
-            columns[name] = _text_column([next(found) for _ in of_seeds], coverage)
-    return columns
-
-
-def _text_column(seeds: Sequence[Resampled], coverage: Coverage) -> TextColumn:
-    """Score of a method from its meta-training seeds."""
-    resampled = average(seeds)
-    if resampled.values.shape[1] > 1:
-        summary = resampled.summary()
-        mean, worst = summary.mean, summary.worst
-    else:
-        nan = float("nan")
-        mean, worst = (Interval(float(row[0]), nan, nan) for row in resampled.values)
-    by_seed = np.array([seed.values.mean(axis=1) for seed in seeds])
-    return TextColumn(
-        mean=mean,
-        worst=worst,
-        seed_means=tuple(float(value) for value in by_seed[:, 0]),
-        seed_worsts=tuple(float(value) for value in by_seed[:, 1]),
-        over_seeds=seed_interval(by_seed[:, 0]),
-        coverage=coverage,
-        resampled=resampled,
-    )
-
-
-def coverage_of(tasks: Sequence[TaskResult], setting: str, domain: Domain) -> Coverage:
-    """How much of a column some tasks are."""
-    frozen = frozen_tasks(setting, domain)
-    total = sum(len(text_answers(task)) for task in frozen)
-    answered = sum(len(task.query) for task in tasks)
-    return Coverage(len(tasks), len(frozen), answered, total)
-
-
-def score_text_suite(folder: str | os.PathLike[str]) -> TextSuiteScore:
+def score_text_suite(folder: str | os.PathLike[str], *, use_cache: bool = True) -> TextSuiteScore:
     """Score all entries of ``leaderboards/<suite>`` and rank them column by column.
+
+    Args:
+        folder: Folder of the suite.
+        use_cache: Take scores of entries that were scored before from the cache, see
+            ``score_cache``.
 
     Raises:
         ValueError: If the folder's name is no text suite, or an entry is not valid (being
             outdated is no fault: such entries are not ranked).
     """
     suite = text_suite(Path(folder).resolve().name)
-    not_ranked = {}
-    submissions: dict[str, Submission] = {}
-    for name, submission in read_entries(folder).items():
-        if submission.entry is not None and submission.outdated:
-            not_ranked[name] = (submission.entry, submission.outdated)
-        else:
-            submissions[name] = submission
-    about = {name: submission.scorable() for name, submission in submissions.items()}
-    order = sorted(about, key=lambda name: (about[name].title.casefold(), name))
-    results = {name: submissions[name].text_results() for name in order}
-    columns: dict[Domain, dict[str, dict[str, TextColumn]]] = {
-        domain: {s: _score_column(results, s, domain) for s in suite.settings} for domain in DOMAINS
+    kind = f"text {text_metrics.NUM_REPLICATES}"
+    keys = {path: score_key(path, kind) if use_cache else None for path in entry_folders(folder)}
+    found = {path: load_score(key, _from_fields) for path, key in keys.items()}
+    new = [path for path, score in found.items() if score is None]
+    for start in range(0, len(new), TOGETHER):
+        for path, score in _score_together(new[start : start + TOGETHER], suite).items():
+            found[path] = score
+            save_score(path, kind, keys[path], score)
+    if use_cache:
+        prune()
+    not_ranked = {
+        path.name: (score.entry, score.reasons)
+        for path, score in found.items()
+        if isinstance(score, Outdated)
     }
-    entries = {
-        name: TextEntryScore(
-            entry=about[name],
-            suite=suite.name,
-            view=find_text_spec(next(iter(results[name]))).prompt_view,
-            seeds=submissions[name].seeds,
-            columns={
-                domain: {s: by_name[name] for s, by_name in found.items() if name in by_name}
-                for domain, found in columns.items()
-            },
-            replay=record_of(submissions[name].path),
-        )
-        for name in order
+    scores = {
+        path.name: dataclasses.replace(score, replay=record_of(path))
+        for path, score in found.items()
+        if isinstance(score, TextEntryScore)
     }
+    refuse_lookalikes(folder, [score.entry for score in scores.values()], not_ranked)
+    order = sorted(scores, key=lambda name: (scores[name].entry.title.casefold(), name))
+    entries = {name: scores[name] for name in order}
     ranks = {
-        domain: {setting: _ranks(by_name) for setting, by_name in found.items()}
-        for domain, found in columns.items()
+        domain: {setting: _ranks(entries, setting, domain) for setting in suite.settings}
+        for domain in DOMAINS
     }
     return TextSuiteScore(suite, entries, ranks, not_ranked, reported_text(suite.name))
 
 
+def _score_together(
+    paths: Sequence[Path], suite: TextSuite
+) -> dict[Path, TextEntryScore | Outdated]:
+    """Scores of several entries; those that met the same queries share their bootstrap draws."""
+    submissions = {path: read_entry(path, suite) for path in paths}
+    old = {path: outdated(submission) for path, submission in submissions.items()}
+    results = {p: s.text_results() for p, s in submissions.items() if old[p] is None}
+    columns: dict[Domain, dict[str, dict[Path, TextColumn]]] = {
+        domain: {s: _score_column(results, s, domain) for s in suite.settings} for domain in DOMAINS
+    }
+    found: dict[Path, TextEntryScore | Outdated] = {p: o for p, o in old.items() if o is not None}
+    for path, by_env in results.items():
+        found[path] = TextEntryScore(
+            entry=submissions[path].scorable(),
+            suite=suite.name,
+            view=find_text_spec(next(iter(by_env))).prompt_view,
+            seeds=submissions[path].seeds,
+            columns={
+                domain: {s: by_path[path] for s, by_path in by_setting.items() if path in by_path}
+                for domain, by_setting in columns.items()
+            },
+        )
+    return found
+
+
+def _from_fields(fields: Mapping[str, Any]) -> TextEntryScore:
+    """A score as it was before it was kept."""
+    columns: dict[Domain, dict[str, TextColumn]] = {
+        domain: {
+            setting: TextColumn(
+                mean=Interval(**column["mean"]),
+                worst=Interval(**column["worst"]),
+                seed_means=tuple(column["seed_means"]),
+                seed_worsts=tuple(column["seed_worsts"]),
+                over_seeds=interval(column["over_seeds"]),
+                coverage=Coverage(**column["coverage"]),
+                resampled=Resampled(**column["resampled"]),
+            )
+            for setting, column in fields["columns"][domain].items()
+        }
+        for domain in DOMAINS
+    }
+    return TextEntryScore(
+        entry=EntryInfo.from_dict(fields["entry"]),
+        suite=fields["suite"],
+        view=fields["view"],
+        seeds=tuple(fields["seeds"]),
+        columns=columns,
+    )
+
+
 def _score_column(
-    results: Mapping[str, Mapping[str, Sequence[TextResult]]], setting: str, domain: Domain
-) -> dict[str, TextColumn]:
+    results: Mapping[Path, Mapping[str, Sequence[TextResult]]], setting: str, domain: Domain
+) -> dict[Path, TextColumn]:
     """Entry → score on one setting and domain."""
-    answered: dict[str, list[list[TaskResult]]] = {}
-    for name, by_env in results.items():
+    answered: dict[Path, list[list[TaskResult]]] = {}
+    for path, by_env in results.items():
         for env, by_seed in by_env.items():
             if find_text_spec(env).setting == setting and domain_tasks(by_seed[0], domain):
-                answered[name] = [domain_tasks(result, domain) for result in by_seed]
-    found = score_methods(answered, setting, domain)
-    return {name: found[name] for name in answered}
+                answered[path] = [domain_tasks(result, domain) for result in by_seed]
+    return score_methods(answered, setting, domain)
 
 
-def _ranks(columns: Mapping[str, TextColumn]) -> dict[str, int]:
+def _ranks(entries: Mapping[str, TextEntryScore], setting: str, domain: Domain) -> dict[str, int]:
     """Rank of every full entry of a column; empty if there are too few tasks for an interval."""
-    full = {name: c.resampled for name, c in columns.items() if c.coverage.full}
-    if not full or next(iter(full.values())).values.shape[1] < 2:
+    full = {name: entry.full(domain).get(setting) for name, entry in entries.items()}
+    found = {name: column.resampled for name, column in full.items() if column is not None}
+    if not found or next(iter(found.values())).values.shape[1] < 2:
         return {}
-    names, places = list(full), dict.fromkeys(full, 1)
-    for i, a in enumerate(names):
-        for b in names[i + 1 :]:  # one interval decides a pair in both directions
-            gain = (full[a] - full[b]).summary().mean
-            places[b] += gain.low > ROUNDING
-            places[a] += gain.high < -ROUNDING
-    return places
+    return dict(zip(found, places(list(found.values())), strict=True))
 
 
 def partial_columns(entry: str | os.PathLike[str]) -> list[str]:

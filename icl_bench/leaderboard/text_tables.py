@@ -11,14 +11,14 @@ from icl_bench.evaluation.text_protocol import text_checksum, text_suite
 from icl_bench.evaluation.text_result import TaskResult, TextResult
 from icl_bench.leaderboard.formatting import DASH, percent, plain_table, plus_minus, signed
 from icl_bench.leaderboard.runs import Run, methods_of, text_by_seed
-from icl_bench.leaderboard.text_render import text_cell
-from icl_bench.leaderboard.text_scoring import (
+from icl_bench.leaderboard.text_columns import (
     DOMAINS,
     TextColumn,
     domain_tasks,
     frozen_tasks,
     score_methods,
 )
+from icl_bench.leaderboard.text_render import text_cell
 from icl_bench.registration import find_text_spec, registry
 
 
