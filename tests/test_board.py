@@ -8,10 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import synthetic_runs
-from synthetic_runs import DIGITS, ENVS, SUITE, method_runs, random_correct
+from synthetic_runs import DIGITS, ENVS, SUITE, method_runs
 
 from icl_bench.catalog import SUITES
 from icl_bench.leaderboard.export import CSV_COLUMNS
@@ -24,8 +23,6 @@ from icl_bench.leaderboard.suites import ALL_SUITES
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
     """Leaderboards with entries of every kind."""
-    honest = pytest.MonkeyPatch()
-    honest.setattr(synthetic_runs, "random_correct", honest_correct)
     base = tmp_path_factory.mktemp("boards")
     runs, root = base / "runs", base / "leaderboards"
 
@@ -45,16 +42,10 @@ def root(tmp_path_factory) -> Path:
     toml = old / "entry.toml"
     toml.write_text(toml.read_text().replace("scorer_version = 1", "scorer_version = 7"))
     enter("vsml", 0.8, "table2-v0", title="VSML", envs=("MNIST-Proj-v0", "Random-Proj-v0"))
-    honest.undo()
-    enter("odd", 0.9, "table2-v0", title="Odd", envs=("MNIST-Proj-v0",), meta_train=None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthetic_runs, "random_correct", synthetic_runs.peeking_correct)
+        enter("odd", 0.9, "table2-v0", title="Odd", envs=("MNIST-Proj-v0",), meta_train=None)
     return root
-
-
-def honest_correct(accuracy: float, seed: int, num_episodes: int = 256) -> np.ndarray:
-    """Right at random, and at step 0 no more often than anyone can be."""
-    right = random_correct(accuracy, seed, num_episodes)
-    right[:, 0] = random_correct(0.1, seed, num_episodes)[:, 0]
-    return right
 
 
 @pytest.fixture(scope="module")

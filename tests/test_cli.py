@@ -41,6 +41,8 @@ COMMANDS = (
     "submit",
     "validate",
     "board",
+    "latex",
+    "card",
     "plot",
 )
 REFERENCES = ("chance", "1-nn", "logistic-regression")

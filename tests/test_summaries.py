@@ -101,7 +101,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def honest(rate: float, seed: int) -> np.ndarray:
     """Right at random, and at step 0 no more often than anyone can be."""
     right = random_correct(rate, seed)
-    right[:, 0] = random_correct(0.1, seed)[:, 0]
     return right
 
 

@@ -211,8 +211,8 @@ def ranks(
 ) -> list[int]:
     """Rank of every entry: 1 + the number of entries that are significantly better.
 
-    Entries that the data do not separate share a rank, and a rank may be left out. "Not
-    significantly different" is not transitive, so neither is sharing a rank.
+    A rank may be left out. "Not significantly different" is not transitive: two entries that the
+    data do not separate may have different ranks.
 
     Args:
         columns: Per entry one value per episode, averaged over seeds; identical episodes.

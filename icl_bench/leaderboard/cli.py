@@ -68,11 +68,12 @@ def add_parsers(subparsers: Parsers) -> None:
     submit.add_argument(
         "--checkpoints",
         action="store_true",
-        help="hand in the learners' weights, so that anyone can run them again (baselines.replay)",
+        help="hand in the learners, so that anyone can run them again (baselines.replay)",
     )
     about = submit.add_argument_group("to say otherwise than the runs do")
     for field in _TEXTS:
         about.add_argument(f"--{field.replace('_', '-')}", metavar="TEXT")
+    about.add_argument("--url", metavar="HTTPS", help="page of the paper or the code")
     about.add_argument("--meta-train", metavar="ID", help="environment of meta-training")
     about.add_argument("--parameters", type=int, metavar="N", help="meta-trained numbers")
     about.add_argument(
@@ -115,6 +116,11 @@ def add_parsers(subparsers: Parsers) -> None:
     board.add_argument("--out", type=Path, help="where to write (default: the root)")
     board.add_argument(
         "--check", action="store_true", help="write nothing, list files that would change"
+    )
+    board.add_argument(
+        "--no-cache",
+        action="store_true",
+        help="score every entry anew, also those that have not changed",
     )
 
     latex = add_command(
@@ -166,7 +172,7 @@ def add_parsers(subparsers: Parsers) -> None:
 
 
 _TEXTS = ("title", "inductive_bias", "authors", "code", "hardware", "external_data")
-_SAID = (*_TEXTS, "meta_train", "parameters", "state_size", "deterministic", "gpu_hours")
+_SAID = (*_TEXTS, "url", "meta_train", "parameters", "state_size", "deterministic", "gpu_hours")
 
 
 def add_command(
@@ -260,13 +266,13 @@ def _board(args: argparse.Namespace) -> int:
     from icl_bench.leaderboard.render import render_board
 
     if not args.check:
-        for path in render_board(args.root, args.out):
+        for path in render_board(args.root, args.out, use_cache=not args.no_cache):
             print(path)
         return 0
     out = args.out or args.root
     status = 0
     with tempfile.TemporaryDirectory() as scratch:
-        for path in render_board(args.root, scratch):
+        for path in render_board(args.root, scratch, use_cache=not args.no_cache):
             committed = out / path.relative_to(scratch)
             if not committed.is_file() or not filecmp.cmp(path, committed, shallow=False):
                 print(f"{committed}: not up to date, run `icl-bench board`")

@@ -112,6 +112,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from icl_bench.evaluation.learner import REFERENCES, LearnerError
     from icl_bench.evaluation.protocol import evaluate, evaluation_fingerprint, suite
     from icl_bench.leaderboard.entry import NOT_STATED, own_entry
+    from icl_bench.leaderboard.learner_files import SETTINGS, write_settings
     from icl_bench.leaderboard.runs import load_run, new_run_folder, result_path, write_meta
     from icl_bench.leaderboard.tables import board_from_runs
     from icl_bench.registration import find_spec
@@ -142,6 +143,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     run = new_run_folder(args.runs, args.suite or args.env, entry.name, args.seed)
     fingerprints = {env: evaluation_fingerprint(env, args.split) for env in at_hand}
     write_meta(run, entry, args.suite, fingerprints)
+    if reference:
+        write_settings(run / SETTINGS, args.learner, {"num_classes": max(classes)})
     done = 0
     try:
         for env in at_hand:

@@ -28,12 +28,15 @@ LEGEND = f"""\
   all tasks gave the same value, not that another task must.
 - **(Rank)** = 1 + the number of entries that are significantly better in this column. Two entries
   are compared on identical episodes, and one is significantly better if the 95 % interval of the
-  difference lies above zero (not corrected for the number of comparisons). So entries that the data
-  cannot tell apart share a rank, several entries may have rank 1, and ± intervals that overlap
-  decide nothing by themselves.
+  difference lies above zero (not corrected for the number of comparisons). Several entries may have
+  rank 1, and ± intervals that overlap decide nothing by themselves. Neither do two ranks: they
+  count who is better than each, so two entries that the data cannot tell apart may have different
+  ranks, where only one of them is within reach of a third. *Pairs* says how many comparisons are
+  decided.
 - **Mean rank** averages a row's ranks; a missing column counts as one place behind all entries of
   that column. **Rows** are in the order of mean rank, and alphabetical where it is equal. The order
-  of two rows means no more than that: to compare two methods, compare their ranks in a column.
+  of two rows means no more than that: whether two methods differ, only their paired difference
+  says.
 - **Pairs** such as `+12 −3 =5`: of all comparisons with another entry in a column that both have,
   the entry is significantly better in 12 and significantly worse in 3; 5 are not decided.
 - **Seeds**: meta-training seeds handed in; `1 of 3` is less than the protocol asks for.
@@ -48,9 +51,9 @@ LEGEND = f"""\
   handed-in predictions (at most 0.5 % may differ by rounding). *replayed in part* says how many of
   its columns were. Without this mark nobody here has run the learner.
 - *needs replay*: something about the predictions is odd; the reason stands below the board.
-- *worse on fresh tasks*: in some column the replay was significantly worse on fresh tasks than on
-  the frozen ones. The learner was tuned to those, or it is chance, as with about one honest entry
-  in forty.
+- *worse on fresh tasks*: in some column the replay was so much worse on fresh tasks than on the
+  frozen ones that an honest entry is marked about once in two thousand: the learner was tuned to
+  the frozen ones.
 - *external data*: used data or pretrained weights from elsewhere; *external data not stated*: does
   not say whether it did. Ranked all the same: to disclose costs no rank.
 - *other meta-training*: meta-trained on another environment than the protocol's.
@@ -82,7 +85,8 @@ its test tasks, each after five draws of 16 demonstrations. What differs from th
   tasks. One table has all test tasks, one those whose domain no train task has (*unseen-domain*).
 - **±** is the 95 % interval of the first number: what would another draw of tasks and queries give?
   It comes from a bootstrap that draws tasks, then queries within them. `board.csv` has both bounds,
-  also those of the worst draw. A column of a single task has neither interval nor rank.
+  also those of the worst draw, which lie somewhat too low: in simulations they hold the truth in
+  90 to 92 %. A column of a single task has neither interval nor rank.
 - **(Rank)** = 1 + the number of entries whose mean is significantly better on identical queries.
   Direct entries (the answer given the input) and channel entries (the input given the answer) stand
   in one table and are ranked together.

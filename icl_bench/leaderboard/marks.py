@@ -63,7 +63,7 @@ def replayed_envs(score: AnyEntryScore) -> list[str]:
     return [
         env
         for env in entry_envs(score)
-        if all(env in by_env and by_env[env].same for by_env in cells)
+        if all(env in by_env and by_env[env].same and not by_env[env].tuned for by_env in cells)
     ]
 
 

@@ -30,13 +30,13 @@ from icl_bench.leaderboard.checks import (
     read_toml,
     seed_files,
 )
-from icl_bench.leaderboard.entry import EntryInfo, collisions
+from icl_bench.leaderboard.entry import EntryInfo
 from icl_bench.leaderboard.plausibility import first_step_flags, replay_problems
 from icl_bench.leaderboard.predictions import SPLIT, Predictions, read_predictions
 from icl_bench.leaderboard.replays import record_of
 from icl_bench.leaderboard.runs import Run, load_run
 from icl_bench.leaderboard.sandbox import TOO_MUCH
-from icl_bench.leaderboard.suites import ALL_SUITES, AnySuite, any_suite
+from icl_bench.leaderboard.suites import ALL_SUITES, AnySuite
 from icl_bench.leaderboard.text_predictions import TextPredictions, read_text_predictions
 
 
@@ -264,28 +264,3 @@ def load_runs(paths: Sequence[str | os.PathLike[str]]) -> list[Run]:
             texts = tuple(by_seed[i] for by_seed in text.values())
             runs.append(Run(path, entry, submission.suite.name, vectors, texts))
     return runs
-
-
-def read_entries(folder: str | os.PathLike[str]) -> dict[str, Submission]:
-    """The submissions of ``leaderboards/<suite>`` by name; there may be none.
-
-    Titles that look alike but are not the same are problems of both submissions.
-
-    Raises:
-        ValueError: If the folder's name is no suite, or a submission is of another one.
-    """
-    folder = Path(folder)
-    suite = any_suite(folder.resolve().name)
-    entries = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if not path.is_dir() or path.name.startswith("."):
-            continue
-        submission = read_submission(path)
-        if submission.suite is not None and submission.suite != suite:
-            raise ValueError(f"{path} belongs to {submission.suite.name}: move it to that folder")
-        entries[path.name] = submission
-    about = {name: row.entry for name, row in entries.items() if row.entry is not None}
-    for name, complaint in collisions(about).items():
-        problems = (*entries[name].problems, f"entry.toml: {complaint}")
-        entries[name] = dataclasses.replace(entries[name], problems=problems)
-    return entries

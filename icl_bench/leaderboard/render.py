@@ -24,7 +24,10 @@ AnySuiteScore: TypeAlias = SuiteScore | TextSuiteScore
 
 
 def render_board(
-    leaderboards: str | os.PathLike[str], out: str | os.PathLike[str] | None = None
+    leaderboards: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    use_cache: bool = True,
 ) -> list[Path]:
     """Score everything under a folder of leaderboards and write the boards.
 
@@ -35,6 +38,7 @@ def render_board(
     Args:
         leaderboards: Folder with ``<suite>/<entry>/``.
         out: Where to write; the same folder by default.
+        use_cache: Take scores of entries that have not changed from the cache, see ``score_cache``.
 
     Returns:
         The files written.
@@ -51,7 +55,7 @@ def render_board(
     for path in sorted(root.iterdir()):
         if path.is_dir() and not path.name.startswith(".") and path.name not in known:
             raise ValueError(f"{path} is no suite: {root} holds folders of {', '.join(known)}")
-    scores = [score_any_suite(root, suite) for suite in ALL_SUITES]
+    scores = [score_any_suite(root, suite, use_cache) for suite in ALL_SUITES]
     sections: list[str] = []
     texts: dict[str, str] = {}
     for score in scores:
@@ -72,15 +76,15 @@ def render_board(
     return written
 
 
-def score_any_suite(root: Path, suite: AnySuite) -> AnySuiteScore:
+def score_any_suite(root: Path, suite: AnySuite, use_cache: bool = True) -> AnySuiteScore:
     """Score the entries of a suite below a folder of leaderboards.
 
     Raises:
         ValueError: If an entry is not valid.
     """
     folder = root / suite.name
-    is_text = isinstance(suite, catalog.TextSuite)
-    return score_text_suite(folder) if is_text else score_suite(folder)
+    score = score_text_suite if isinstance(suite, catalog.TextSuite) else score_suite
+    return score(folder, use_cache=use_cache)
 
 
 def _vector(score: SuiteScore) -> tuple[str, dict[str, str]]:

@@ -24,7 +24,6 @@ from icl_bench.leaderboard.reading import (
     Submission,
     load_runs,
     misplaced,
-    read_entries,
     read_submission,
     validate,
 )
@@ -43,7 +42,6 @@ __all__ = [
     "Submission",
     "load_runs",
     "make_submission",
-    "read_entries",
     "read_submission",
     "scorable_envs",
     "validate",

@@ -16,6 +16,7 @@ from icl_bench.evaluation.text_protocol import (
     text_suite,
 )
 from icl_bench.leaderboard.entry import NOT_STATED, own_entry
+from icl_bench.leaderboard.learner_files import SETTINGS, write_settings
 from icl_bench.leaderboard.own_code import own_learner
 from icl_bench.leaderboard.runs import load_run, new_run_folder, result_path, write_meta
 from icl_bench.leaderboard.tables import board_from_runs
@@ -60,6 +61,8 @@ def evaluate_text_run(args: argparse.Namespace) -> int:
     )
     run = new_run_folder(args.runs, args.suite or args.env, entry.name, args.seed)
     write_meta(run, entry, args.suite, {env: text_fingerprint(env) for env in at_hand})
+    if reference:
+        write_settings(run / SETTINGS, args.learner, {})
     done = 0
     try:
         for env in at_hand:

@@ -176,7 +176,7 @@ function papersSection(suite, entry) {
 }
 
 const TUNED =
-  "It was significantly better on the frozen episodes than on fresh ones: tuned to the frozen ones.";
+  "It was so much better on the frozen episodes than on fresh ones that it was tuned to them.";
 
 function replaySection(suite, entry) {
   const command = make(
