@@ -158,9 +158,8 @@ def test_entries_that_look_alike_are_no_board(made, tmp_path):
         text = (path / "entry.toml").read_text()
         text = text.replace('name = "gpicl"', f'name = "{name}"')
         (path / "entry.toml").write_text(text.replace('"GPICL"', f'"{title}"'))
-    with pytest.raises(
-        ValueError, match=r"gpicl: title 'GPICL' looks like that of other, 'gp-icl'"
-    ):
+    told = "gpicl cannot be scored: entry.toml: title 'GPICL' looks like that of other, 'gp-icl'"
+    with pytest.raises(ValueError, match=told):
         score_suite(root, use_cache=False)
     shutil.rmtree(root / "other")
     assert len(score_suite(root, use_cache=False).entries) == 2

@@ -26,6 +26,7 @@ from icl_bench.evaluation.text_result import TextResult
 from icl_bench.leaderboard.cli import add_parsers
 from icl_bench.leaderboard.runs import load_run
 from icl_bench.leaderboard.tables import board_from_runs
+from icl_bench.leaderboard.text_tables import gains_from_text_runs
 
 
 @pytest.fixture
@@ -74,6 +75,21 @@ def test_gains_are_paired_on_the_tasks_that_both_have(
     assert re.search(r"TextMini-Channel-v0\s+all test tasks\s+4\s", row)
     assert f"+{100 * expected.mean.mean:.1f} ± {100 * expected.mean.half_width:.1f}" in row
     assert f"+{100 * expected.worst.mean:.1f} ± {100 * expected.worst.half_width:.1f}" in row
+
+
+def test_gains_of_several_seeds_are_those_of_their_mean(tmp_path: Path) -> None:
+    tasks = ["mini-keys-9", "mini-keys-10", "mini-picks-4", "mini-topics-7"]
+    ours = [text_result(MINI, 0.9, seed, tasks=tasks) for seed in (0, 1)]
+    theirs = [text_result(MINI, 0.5, seed, tasks=tasks) for seed in (2, 3, 4)]
+    runs = [run(tmp_path / str(i), "a", [r], seed=i) for i, r in enumerate(ours)]
+    others = [run(tmp_path / str(i), "b", [r], seed=i) for i, r in enumerate(theirs)]
+    lines = gains_from_text_runs([load_run(p) for p in runs], [load_run(p) for p in others])
+    (row,) = (line for line in lines.splitlines() if MINI in line)
+    both = text_metrics.resample([[t.predictions for t in r.tasks] for r in (*ours, *theirs)])
+    gain = (text_metrics.average(both[:2]) - text_metrics.average(both[2:])).summary()
+    assert "(mean of seeds 0, 1, 2), paired" in lines
+    assert f"+{100 * gain.mean.mean:.1f} ± {100 * gain.mean.half_width:.1f}" in row
+    assert re.search(r"\s0 1\s", row)
 
 
 def test_gains_need_the_same_queries(tmp_path: Path, score: Callable[..., list[str]]) -> None:

@@ -24,6 +24,7 @@ from icl_bench.leaderboard.formatting import (
     percent,
     plus_minus,
 )
+from icl_bench.leaderboard.marks import flags_of
 from icl_bench.leaderboard.scoring import ColumnScore, SuiteScore, score_suite
 from icl_bench.leaderboard.suites import ALL_SUITES
 from icl_bench.leaderboard.text_scoring import TextColumn, TextSuiteScore, score_text_suite
@@ -68,9 +69,10 @@ it shows before anyone trains whether there is anything to win.
   within the episode; of text the majority label of the demonstrations and a raw language model
   without meta-training, of several the best.
 - **Best** is the ranked entry of highest mean on any board that has the environment, the classical
-  references (chance, majority, 1-NN, logistic regression) left out. *Shared with n others*: so many
-  further entries are not significantly worse (95 % interval of the paired difference), and the
-  data do not say which of them is best. The highest of several means has some luck in it.
+  references (chance, majority, 1-NN, logistic regression) and entries that need a replay left out.
+  *Shared with n others*: so many further entries are not significantly worse (95 % interval of the
+  paired difference), and the data do not say which of them is best. The highest of several means
+  has some luck in it.
 - **Headroom closed** is (best − chance) / (100 % − chance), where chance is 1/C for vectors and
   the number of the entry *Chance* for text.
 - **Verdict**, the first rule that holds:
@@ -210,7 +212,7 @@ def _standings(env: str, scores: Sequence[AnyScore]) -> list[Standing]:
         for score in scores
         if isinstance(score, SuiteScore)
         for e in score.entries
-        if env in e.columns
+        if env in e.columns and not flags_of(e)
     ]
 
 

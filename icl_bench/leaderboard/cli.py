@@ -204,7 +204,7 @@ def _score(args: argparse.Namespace) -> int:
         print(tasks_from_text_runs(runs, args.suite))
     if args.against:
         others = load_runs([args.against])
-        print("\n\n".join(gains_from_text_runs(runs, other, args.suite) for other in others))
+        print(gains_from_text_runs(runs, others, args.suite))
     if not args.by_task and not args.against:
         print(board_from_runs(runs, args.suite, args.split))
     return 0

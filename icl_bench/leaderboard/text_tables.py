@@ -6,7 +6,7 @@ import numpy as np
 
 from icl_bench.data.text import DEMO_SEEDS, NUM_DEMOS
 from icl_bench.envs.text_source import Domain
-from icl_bench.evaluation.text_metrics import TaskPredictions, difference, task_summary
+from icl_bench.evaluation.text_metrics import Summary, average, resample, task_summary
 from icl_bench.evaluation.text_protocol import text_checksum, text_suite
 from icl_bench.evaluation.text_result import TaskResult, TextResult
 from icl_bench.leaderboard.formatting import DASH, percent, plain_table, plus_minus, signed
@@ -93,49 +93,76 @@ def tasks_from_text_runs(runs: Sequence[Run], suite: str | None = None) -> str:
     return f"{told}\n\n{plain_table(heads, sorted(rows, key=lambda r: (r[3], r[0], r[2])))}"
 
 
-def gains_from_text_runs(runs: Sequence[Run], other: Run, suite: str | None = None) -> str:
+def gains_from_text_runs(
+    runs: Sequence[Run], others: Sequence[Run], suite: str | None = None
+) -> str:
     """What each method has more than another one, paired on the queries that both answered.
+
+    Several runs of one method are its meta-training seeds, of which the mean is compared.
+
+    Args:
+        runs: Run folders that were read.
+        others: The runs of the method to compare with.
+        suite: Compare on this text suite's settings only.
 
     Raises:
         ValueError: If no run has tasks of the other one, or their queries differ.
     """
+    paths = {other.path.resolve() for other in others}
+    ours = [run for run in runs if run.text and run.path.resolve() not in paths]
+    if not ours:
+        raise ValueError(f"{others[0].path} is compared with itself: give other runs")
+    theirs = text_by_seed(others)
     rows = []
-    others = [run for run in runs if run.path.resolve() != other.path.resolve()]
-    if not others:
-        raise ValueError(f"{other.path} is compared with itself: give other runs")
-    for run in others:
-        for result in run.text:
-            spec = find_text_spec(result.env)
-            for theirs in other.text:
-                if find_text_spec(theirs.env).setting != spec.setting:
-                    continue
-                if suite is not None and result.env not in text_suite(suite).envs:
-                    continue
-                for domain, words in DOMAINS.items():
-                    pair = _both(domain_tasks(result, domain), domain_tasks(theirs, domain))
-                    if len(pair[0]) < 2:
-                        continue
-                    gain = difference(*pair)
-                    cells = [plus_minus(x, signed(x.mean)) for x in (gain.mean, gain.worst)]
-                    about = [run.entry.title, str(run.entry.seed), result.env, words]
-                    rows.append([*about, str(len(pair[0])), *cells])
+    for method in methods_of(ours):
+        by_seed = text_by_seed(method.runs)
+        seeds = " ".join(map(str, sorted(by_seed)))
+        for env in dict.fromkeys(env for by_env in by_seed.values() for env in by_env):
+            if suite is not None and env not in text_suite(suite).envs:
+                continue
+            for domain, words in DOMAINS.items():
+                answered = [domain_tasks(o[env], domain) for o in by_seed.values() if env in o]
+                gain = _gain(answered, _of_setting(theirs, find_text_spec(env).setting, domain))
+                if gain is not None:
+                    cells = [plus_minus(x, signed(x.mean)) for x in (gain[1].mean, gain[1].worst)]
+                    rows.append([method.title, seeds, env, words, str(gain[0]), *cells])
     if not rows:
-        raise ValueError(f"{other.path} has no two tasks in common with the other runs")
-    told = f"percentage points more than {other.entry.title}, paired; ± is the 95 % interval"
-    heads = ["method", "seed", "environment", "", "tasks", "mean", "worst"]
-    return f"{told}\n\n{plain_table(heads, rows)}"
+        raise ValueError(f"{others[0].path} has no two tasks in common with the other runs")
+    told = f"percentage points more than {others[0].entry.title}"
+    if len(theirs) > 1:
+        told += f" (mean of seeds {', '.join(map(str, sorted(theirs)))})"
+    heads = ["method", "seeds", "environment", "", "tasks", "mean", "worst"]
+    return f"{told}, paired; ± is the 95 % interval\n\n{plain_table(heads, rows)}"
 
 
-def _both(
-    ours: Sequence[TaskResult], theirs: Sequence[TaskResult]
-) -> tuple[list[TaskPredictions], list[TaskPredictions]]:
-    """Predictions of the tasks that both have."""
-    others = {task.task: task for task in theirs}
-    pairs = [(task, others[task.task]) for task in ours if task.task in others]
-    for a, b in pairs:
-        if a.checksum != b.checksum or not np.array_equal(a.query, b.query):
-            raise ValueError(f"{a.task}: other queries were asked, so nothing is paired")
-    return [a.predictions for a, _ in pairs], [b.predictions for _, b in pairs]
+def _of_setting(
+    by_seed: Mapping[int, Mapping[str, TextResult]], setting: str, domain: Domain
+) -> list[list[TaskResult]]:
+    """The tasks of a setting, in either view, of every seed that has it."""
+    return [
+        domain_tasks(result, domain)
+        for by_env in by_seed.values()
+        for result in by_env.values()
+        if find_text_spec(result.env).setting == setting
+    ]
+
+
+def _gain(
+    ours: Sequence[Sequence[TaskResult]], theirs: Sequence[Sequence[TaskResult]]
+) -> tuple[int, Summary] | None:
+    """Number of common tasks, and the mean over seeds of ours - theirs; None if too few."""
+    by_name = [{task.task: task for task in tasks} for tasks in (*ours, *theirs)]
+    common = [name for name in by_name[0] if all(name in other for other in by_name)]
+    if not theirs or len(common) < 2:
+        return None
+    for name in common:
+        first = by_name[0][name]
+        for task in (tasks[name] for tasks in by_name[1:]):
+            if task.checksum != first.checksum or not np.array_equal(task.query, first.query):
+                raise ValueError(f"{name}: other queries were asked, so nothing is paired")
+    found = resample([[tasks[name].predictions for name in common] for tasks in by_name])
+    gain = average(found[: len(ours)]) - average(found[len(ours) :])
+    return len(common), gain.summary()
 
 
 def _columns(
