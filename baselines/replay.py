@@ -18,17 +18,19 @@ further tasks. What it says of an entry:
     not replayed  no learner was handed in, data or a package are not at hand, or it is refused
 
 The gap is the accuracy on frozen less that on fresh episodes, at the last step, with a 95 %
-interval: Welch's t on the means of the tasks, which are independent; on text paired by task. GAP
+interval: Welch's t on the means of the tasks, which are independent; on text a paired t. GAP
 needs a 99.9 % interval above zero after Bonferroni over all seeds and environments of the entry, so
 that one honest entry in 2,000 is accused.
 
 --record writes leaderboards/replays/<suite>/<entry>.json, by which boards mark the entry; not if
-predictions differ. A record counts for the very files of predictions and learners that it was made
-of, which --check verifies of all records. Status 0 if all is well, 1 for DIFFERS, GAP, PEEKS and
-records that do not count, 2 if anything could not be replayed.
+predictions differ, nor over a record of the same files with more cells. A record counts for the
+very files of predictions and learners that it was made of, which --check verifies of all records.
+Status 0 if all is well, 1 for DIFFERS, GAP, PEEKS and records that do not count, 2 if nothing of
+an entry could be replayed, 130 after an interrupt, which leaves every record as it was or whole.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -52,6 +54,7 @@ from icl_bench.leaderboard.replays import (
     FOLDER,
     ReplayRecord,
     read_record,
+    record_of,
     record_path,
     replay_digest,
     write_record,
@@ -260,6 +263,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         problems = check_records(args.root)
         print("\n".join(problems or [f"the records in {args.root / FOLDER} count"]))
         return int(bool(problems))
+    try:
+        return _replay_all(args)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _replay_all(args: argparse.Namespace) -> int:
+    """Replay every entry, then say a line of each; the worst status."""
     found = []
     for i, path in enumerate(args.entries):
         if len(args.entries) > 1:
@@ -283,14 +295,33 @@ def _one(path: Path, args: argparse.Namespace) -> tuple[str, int]:
         for run in save_runs(submission, args.runs, device, args.data_dir):
             print(run)
         return "", 0
+    place = path.resolve()
+    written = record_path(place.parent.parent, place.parent.name, place.name)
+    if args.record and submission.suite and place.parent.name != submission.suite.name:
+        raise ReplayError(
+            f"the record would be {written}: --record needs an entry in a folder "
+            f"{submission.suite.name}, as leaderboards/{submission.suite.name}/{place.name}"
+        )
     record = replay(submission, device, args.data_dir)
     words, good = verdict(submission, record)
-    if args.record and record.same:
-        place = path.resolve()
-        written = record_path(place.parent.parent, place.parent.name, place.name)
-        write_record(written, record)
-        words = f"{words}; {written}"
+    if args.record:
+        words = f"{words}; {_recorded(place, written, record)}"
     return words, int(not good)
+
+
+def _recorded(entry: Path, path: Path, record: ReplayRecord) -> str:
+    """Write a record unless it says less than there is; what was done."""
+    if not record.same:
+        return "not recorded"
+    with contextlib.suppress(ValueError):  # a damaged one is written anew
+        if (old := record_of(entry)) and _cells(old) - _cells(record):
+            return f"{path} has more cells and stays"
+    write_record(path, record)
+    return str(path)
+
+
+def _cells(record: ReplayRecord) -> set[tuple[int, str]]:
+    return {(seed, env) for seed, by_env in record.cells.items() for env in by_env}
 
 
 if __name__ == "__main__":

@@ -46,10 +46,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _one_line(error: Exception) -> str:
-    """The message; of a system error that names no file, only its sentence."""
+    """The message; of a system error that names no file, only its sentence.
+
+    Strangers name folders and files: nothing in it steers the terminal.
+    """
+    from icl_bench.leaderboard.formatting import clean_text
+
     if isinstance(error, OSError) and error.strerror and error.filename is None:
-        return " ".join(error.strerror.split())
-    return " ".join(str(error).split())
+        return clean_text(error.strerror)
+    return clean_text(str(error))
 
 
 def _parser() -> argparse.ArgumentParser:

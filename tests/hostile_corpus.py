@@ -154,6 +154,7 @@ TOML: dict[str, Case] = {
     "control": (toml('"a CPU"', '"a\\u0007 CPU"'), r"hardware must be one line .*U\+0007"),
     "two lines": (toml('"Ada, Bob"', '"Ada\\nBob"'), r"authors must be one line .*U\+000A"),
     "zero width": (toml('"In-context', '"In\\u200B-context'), r"inductive_bias .*U\+200B"),
+    "blank letter": (toml('"GPICL"', '"GPICL\\u3164"'), r"title must be one line .*U\+3164"),
     "other kind": (toml('kind = "method"', 'kind = "winner"'), "kind must be method or reference"),
     "argument NaN": (argument("nan"), r"finite JSON scalars or lists of them \(bias does not\)"),
     "argument table": (argument("{a = 1}"), "must hold finite JSON scalars .*'a': 1"),

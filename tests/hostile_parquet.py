@@ -226,11 +226,11 @@ def many_columns() -> bytes:
 
 # What a file of 51,200 rows in two environments might be, and why it is refused.
 BOMBS = {
-    "huge page": (huge_page, "more than 800 MiB of memory"),
-    "many texts": (many_texts, "more than 800 MiB of memory to unpack"),
-    "slow texts": (slow_texts, "takes more than 4 seconds to unpack"),
+    "huge page": (huge_page, "more than 700 MiB of memory"),
+    "many texts": (many_texts, "more than 700 MiB of memory to unpack"),
+    "slow texts": (slow_texts, "takes more than 2 seconds to unpack"),
     "empty pages": (empty_pages, "has 0 rows and claims 51200"),
-    "huge dictionary": (huge_dictionary, "takes more than 800 MiB of memory to unpack, more"),
+    "huge dictionary": (huge_dictionary, "takes more than 700 MiB of memory to unpack, more"),
     "huge run": (huge_run, "cannot be read as Parquet: Received invalid number of bytes"),
     "many row groups": (many_row_groups, "6000 row groups, at most 4096"),
     "deep schema": (deep_schema, "cannot be read as Parquet: Couldn't deserialize thrift: TPro"),

@@ -19,13 +19,8 @@ from icl_bench.leaderboard.scoring import (
     reported,
     score_column,
 )
-from icl_bench.leaderboard.text_scoring import (
-    DOMAINS,
-    TextEntryScore,
-    TextSuiteScore,
-    domain_tasks,
-    score_methods,
-)
+from icl_bench.leaderboard.text_columns import DOMAINS, domain_tasks, score_methods
+from icl_bench.leaderboard.text_scoring import TextEntryScore, TextSuiteScore
 
 AnyScore = SuiteScore | TextSuiteScore
 Page = Any  # playwright.sync_api.Page, which there may not be

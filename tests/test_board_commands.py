@@ -9,6 +9,7 @@ import pytest
 from synthetic_runs import DIGITS, RANDOM, SUITE, method_runs
 
 from icl_bench.leaderboard.cli import add_parsers
+from icl_bench.leaderboard.legend import SUBMIT
 from icl_bench.leaderboard.render import render_board
 from icl_bench.leaderboard.schema import entry_schema
 from icl_bench.leaderboard.submission import make_submission, read_submission
@@ -73,6 +74,14 @@ def test_validate_prints_one_problem_per_line(good, tmp_path, capsys):
     assert lines[0].startswith(f"{bad}: 'evil.py': unexpected file")
     assert lines[1] == f"{bad}: entry.toml: name must be that of the folder, 'bad'"
     assert lines[2] == f"{good}: valid"
+
+
+def test_validate_knows_what_was_mistaken_for_a_submission(good, capsys):
+    (run, *_) = sorted((good.parents[2] / "runs" / "good").iterdir())
+    assert command("validate", run, good.parent) == 1
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{run}: a run folder: make a submission of it with `icl-bench submit`")
+    assert second == f"{good.parent}: a folder of submissions: give each of them, {good.parent}/*/"
 
 
 def test_validate_goes_on_after_a_folder_that_is_not_there(good, tmp_path, capsys):
@@ -152,8 +161,19 @@ def test_submit_refuses_to_overwrite(tmp_path, monkeypatch):
         command("submit", *runs, "--suite", SUITE)
     assert not Path("leaderboards").exists()
     assert command("submit", *runs, "--suite", SUITE, "--allow-missing") == 0
-    with pytest.raises(FileExistsError, match="exists already"):
+    with pytest.raises(FileExistsError, match=r"exists already: give another folder \(--out\)"):
         command("submit", *runs, "--suite", SUITE, "--allow-missing")
+    other = rf"no run with seed 0 has results of table2-v0 \(there is {RANDOM}\)"
+    with pytest.raises(ValueError, match=other):
+        command("submit", *runs, "--suite", "table2-v0")
+
+
+def test_how_to_submit_is_told_in_one_way():
+    """CONTRIBUTING.md and the boards give the same five commands."""
+    commands = SUBMIT.split("```")[1]
+    assert commands.count("\n") == 7
+    told = Path(__file__).parents[1].joinpath("CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert f"```{commands}```" in told
 
 
 @pytest.mark.parametrize("name", ["score", "submit", "validate", "board", "latex", "card", "plot"])

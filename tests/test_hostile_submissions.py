@@ -17,6 +17,8 @@ from synthetic_runs import SUITE, method_runs
 from synthetic_text import MINI_SUITE, text_runs
 
 from icl_bench import text_suite
+from icl_bench.__main__ import main
+from icl_bench.leaderboard import checks
 from icl_bench.leaderboard.checks import check_document
 from icl_bench.leaderboard.replays import ReplayRecord, record_path, write_record
 from icl_bench.leaderboard.schema import CHECKS, DOCUMENT_CHECKS
@@ -53,7 +55,7 @@ def refused(path: Path, case: Case) -> None:
         read.scorable()
 
 
-@pytest.mark.parametrize("case", [name for name in VECTORS if name != "slow texts"])
+@pytest.mark.parametrize("case", VECTORS)
 def test_bad_submissions_of_vectors_are_refused_for_one_reason(case, vectors, tmp_path):
     refused(changed(vectors, VECTORS[case], tmp_path), VECTORS[case])
 
@@ -71,6 +73,22 @@ def test_every_reason_is_another_one():
     messages = [message for _, message in [*VECTORS.values(), *TEXT.values()]]
     assert len(messages) >= 60
     assert len(set(messages)) == len(messages)
+
+
+def test_folders_that_cannot_be_listed_are_refused(vectors, monkeypatch):
+    def forbidden(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(checks.os, "scandir", forbidden)
+    assert "its folders cannot be listed: Permission denied" in validate(vectors)
+
+
+def test_names_of_folders_steer_no_terminal(tmp_path, capsys):
+    (tmp_path / SUITE / "\x1b[31mred\x07").mkdir(parents=True)
+    assert main(["board", "--root", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    shown = capsys.readouterr().err
+    assert "red cannot be scored: entry.toml is missing" in shown
+    assert shown.strip().isprintable()
 
 
 # --- nothing beside the folder is touched

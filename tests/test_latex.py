@@ -1,6 +1,7 @@
 """A paper's table in one command: its numbers, its bold ones, and that TeX can read it."""
 
 import argparse
+import dataclasses
 import re
 import shutil
 from pathlib import Path
@@ -95,6 +96,14 @@ def test_marks_disclose_in_the_table(score):
     for title, mark in (("1-NN", "reference"), ("Pretrained", "external data")):
         (shown,) = re.findall(rf"^{title}\\textsuperscript\{{([\d,]+)\}}", text, flags=re.MULTILINE)
         assert numbers[mark] in shown.split(",")
+
+
+def test_equal_titles_are_told_apart(score):
+    first, *others = score.entries
+    renamed = dataclasses.replace(first.entry, title="Half")
+    first = dataclasses.replace(first, entry=renamed)
+    text = latex_table(dataclasses.replace(score, entries=(first, *others)), ["good"])
+    assert list(rows_of(text))[-1] == "Half (good)"  # as on the board, which has the other one
 
 
 def test_some_entries_are_compared_among_themselves(score):

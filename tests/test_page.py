@@ -89,7 +89,7 @@ def test_the_page_asks_for_nothing_from_elsewhere(elements):
         assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
         assert tag not in ("img", "iframe", "object", "embed", "base", "video", "audio")
     links = {attributes["href"] for tag, attributes in elements.tags if "href" in attributes}
-    assert links == {"#main", "#/", "README.md", "data:,"}
+    assert links == {"#main", "#/", "README.md", "cards/README.md", "data:,"}
     styles = "".join(text for tag, _, text in elements.raw if tag == "style")
     assert "url(" not in styles
     assert "@import" not in styles

@@ -45,6 +45,21 @@ def test_first_the_board_as_it_is(page, site):
     expect(page.locator("#not-ranked li")).to_contain_text("Old <i> (old): scorer version 7")
 
 
+@pytest.mark.parametrize(
+    ("suite", "files"),
+    [
+        (SUITE, ["board.csv", "board.json", "curves.csv"]),
+        (PAPER_SUITE, ["board.csv", "board.json", "curves.csv", "papers.csv"]),
+        (MINI_SUITE, ["board.csv", "board.json"]),
+    ],
+)
+def test_all_files_of_a_board_are_linked(page, site, suite, files):
+    open_at(page, site, f"#/{suite}")
+    links = page.locator("#files a")
+    assert links.all_inner_texts() == files
+    assert [link.get_attribute("href") for link in links.all()] == [f"{suite}/{f}" for f in files]
+
+
 def test_rows_of_one_rank_stay_in_the_order_of_the_alphabet(page, site):
     open_at(page, site, name="many.html")
     names = titles(page)
@@ -58,7 +73,7 @@ def test_rows_of_one_rank_stay_in_the_order_of_the_alphabet(page, site):
         sorted_names = titles(page)
         for i in range(0, 200, 10):
             assert sorted_names[i : i + 10] == sorted(sorted_names[i : i + 10])
-    expect(page.locator("#state")).to_contain_text("Rows of one rank are not separated")
+    expect(page.locator("#state")).to_contain_text("Rows of one rank stand in the order")
     head(page, "Mean rank").get_by_role("button").click()
     assert titles(page) == names
 

@@ -27,6 +27,7 @@ from icl_bench.leaderboard.plausibility import (
     first_step_probability_p,
     replay_problems,
 )
+from icl_bench.leaderboard.predictions import Predictions
 from icl_bench.leaderboard.replays import (
     ReplayCell,
     ReplayRecord,
@@ -237,6 +238,38 @@ def test_probabilities_flag_a_submission_too(honest, tmp_path, monkeypatch):
     flags = read_submission(honest).flags
     assert len(flags) == 2
     assert "mean probability of the right class at step 0 is" in flags[0]
+
+
+def handed_in(prediction: np.ndarray) -> list[dict[str, Predictions]]:
+    """Seeds that predict this at step 0, and are sure of little."""
+    log_probs = np.full((*prediction.shape, 1, C), math.log(1 / C), np.float16)
+    return [
+        {DIGITS: Predictions(p[:, None].astype(np.uint8), log_prob)}
+        for p, log_prob in zip(prediction, log_probs, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("hidden_by", ["nothing", "further episodes", "further seeds"])
+def test_what_is_wrong_on_purpose_hides_nothing(hidden_by):
+    count = 1024 if hidden_by == "further episodes" else 256
+    label = protocol.frozen_labels(DIGITS, count)[:, 0].astype(np.int64)
+    rng = np.random.default_rng(0)
+    guess = rng.integers(0, C, (1 if hidden_by != "further seeds" else 3, count))
+    assert plausibility.first_step_flags(handed_in(guess), 16, 16) == ()
+    guess[0, :256] = np.where(rng.random(256) < 0.25, label[:256], guess[0, :256])
+    others = np.ones(guess.shape, bool)
+    others[0, :256] = False
+    if hidden_by != "nothing":
+        guess = np.where(others & (guess == label), (label + 1) % C, guess)
+        task = np.arange(count) // 16
+        assert first_step_p(guess, label, task, C) > 0.1
+    (flag,) = plausibility.first_step_flags(handed_in(guess), 16, 16)
+    assert flag.startswith(f"{DIGITS}: accuracy at step 0 is 3")
+
+
+def test_p_of_many_seeds_and_tasks_is_a_probability():
+    label = np.tile(np.arange(C), 103)[:1024]
+    assert 0 < first_step_p(np.tile(label, (32, 1)), label, np.arange(1024) // 16, C) < 1e-300
 
 
 def recorded(path: Path, p: float | None, env: str = DIGITS) -> None:

@@ -18,6 +18,7 @@ import icl_bench
 from baselines import cli, gpicl, replay, sgd, train
 from baselines.rebuild import ReplayError, load_learner
 from baselines.replay_cells import FRESH_FROM, Rerun, rerun_vectors, welch
+from icl_bench.data.images import MissingDataError
 from icl_bench.leaderboard.learner_files import write_settings
 from icl_bench.leaderboard.predictions import Predictions
 from icl_bench.leaderboard.replays import FOLDER, read_record, record_of
@@ -315,8 +316,40 @@ def test_a_record_counts_until_a_file_changes(entry, capsys):
     assert "gpicl.json: predictions or checkpoints changed" in capsys.readouterr().out
     path.unlink()
     assert replay.main(arguments) == 1
-    assert "DIFFERS" in capsys.readouterr().out
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "DIFFERS" in last
+    assert last.endswith("not recorded")
     assert not path.exists()
+
+
+def test_a_replay_of_less_or_an_interrupted_one_leaves_the_record(entry, monkeypatch, capsys):
+    arguments = [str(entry), "--device", "cpu", "--record"]
+    assert replay.main(arguments) == 0
+    path = entry.parents[1] / FOLDER / "digits-v0" / "gpicl.json"
+    first, make = path.read_bytes(), icl_bench.make
+
+    def made(env: str, **kwargs) -> object:
+        if env == DIGITS:
+            return make(env, **kwargs)
+        raise failure
+
+    monkeypatch.setattr(icl_bench, "make", made)
+    failure: BaseException = MissingDataError("no data")
+    assert replay.main(arguments) == 0
+    assert "1 of 2 cells" in (last := capsys.readouterr().out.splitlines()[-1])
+    assert last.endswith("gpicl.json has more cells and stays")
+    failure = KeyboardInterrupt()
+    assert replay.main(arguments) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert path.read_bytes() == first
+    assert [file.name for file in path.parent.iterdir()] == ["gpicl.json"]
+
+
+def test_a_record_is_written_beside_its_suite_alone(entry, capsys):
+    draft = Path(shutil.copytree(entry, entry.parents[1] / "drafts" / "gpicl"))
+    assert replay.main([str(draft), "--device", "cpu", "--record"]) == 2
+    assert "--record needs an entry in a folder digits-v0" in capsys.readouterr().err
+    assert not (entry.parents[1] / FOLDER).exists()
 
 
 def test_records_of_nothing_and_damaged_ones_are_named(entry, capsys):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from scipy import stats
 from synthetic_text import MINI, MINI_SUITE, text_entry, text_result, text_run
 
 import icl_bench
@@ -18,7 +20,7 @@ from baselines import text_run as running
 from baselines.common import save_learner
 from baselines.language_model import load_language_model, trained_state
 from baselines.rebuild import ReplayError, load_text_learner
-from baselines.replay_cells import FRESH_DEMO_SEEDS, rerun_text
+from baselines.replay_cells import FRESH_DEMO_SEEDS, Rerun, rerun_text
 from icl_bench.data.text import DEMO_SEEDS, text_setting
 from icl_bench.episodes import TextEpisode
 from icl_bench.evaluation.text_learners import TEXT_REFERENCES
@@ -182,6 +184,26 @@ def test_an_honest_learner_has_no_gap_on_text():
     assert not {*FRESH_DEMO_SEEDS} & {*DEMO_SEEDS}
 
 
+def test_the_interval_of_the_gap_on_text_is_of_a_paired_t():
+    a, b = np.array([0.5, 0.61, 0.4, 0.72]), np.array([0.52, 0.5, 0.39, 0.6])
+    found = Rerun(0.0, a, b, None).gap(0.9)
+    expected = stats.ttest_rel(a, b).confidence_interval(0.9)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    single = Rerun(0.0, a[:1], b[:1], None)
+    assert math.isnan(single.gap().low)
+    assert not single.cell(1).tuned
+
+
+@pytest.mark.parametrize(("tasks", "step"), [(2, 0.05), (4, 0.02), (12, 0.004), (22, 0.004)])
+def test_an_honest_entry_on_text_is_seldom_accused(tasks, step):
+    """Metrics are whole steps; a bootstrap would accuse 1 in 50 entries of twelve tasks."""
+    rng = np.random.default_rng(tasks)
+    base = rng.normal(0.5, 0.1, (14_000, tasks, 1)) + rng.normal(0, 0.03, (14_000, tasks, 2))
+    cells = np.round(base / step) * step
+    tuned = [Rerun(0.0, a, b, None).cell(7).tuned for a, b in cells.transpose(0, 2, 1)]
+    assert sum(tuned) <= 5  # 1 is expected in 2,000 entries of seven
+
+
 def test_queries_that_no_evaluation_asks_are_not_replayed():
     learner = TEXT_REFERENCES["majority"]()
     part = handed_in(learner, 5).tasks[TASKS[0]]
@@ -197,9 +219,8 @@ def test_tasks_that_are_not_at_hand_are_left_out(tmp_path, monkeypatch, capsys):
         tmp_path, [text_result(env, queries=2)], text_entry(meta_train=env), "metaicl-v0"
     )
     write_settings(run / "learner.json", "chance", {})
-    path = make_submission(
-        [run], tmp_path / "mine", "metaicl-v0", checkpoints=True, allow_missing=True
-    )
+    out = tmp_path / "metaicl-v0" / "mine"
+    path = make_submission([run], out, "metaicl-v0", checkpoints=True, allow_missing=True)
     assert replay.main([str(path), "--device", "cpu", "--record"]) == 2
     shown = capsys.readouterr().err
     assert "skipped HRtoLR-ICL-v0" in shown

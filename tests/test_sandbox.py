@@ -1,4 +1,3 @@
-import json
 import os
 import re
 import shutil
@@ -78,10 +77,10 @@ def test_texts_that_a_dictionary_holds_twice_are_one(made, tmp_path):
     assert found["env"].names == ("a",)
 
 
-def test_a_file_that_costs_too_much_time_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(sandbox, "CPU_SECONDS", 1)
-    (tmp_path / "slow.parquet").write_bytes(BOMBS["slow texts"][0]())
-    assert re.search("takes more than .* seconds to unpack", read(tmp_path / "slow.parquet")[1][0])
+def test_a_file_that_costs_too_much_time_is_refused(tmp_path):
+    bomb, reason = BOMBS["slow texts"]
+    (tmp_path / "slow.parquet").write_bytes(bomb())
+    assert re.search(reason, read(tmp_path / "slow.parquet")[1][0])
 
 
 def test_one_costly_file_is_enough(made, tmp_path):
@@ -89,7 +88,7 @@ def test_one_costly_file_is_enough(made, tmp_path):
     for seed in (0, 1):
         (path / f"predictions/seed-{seed}.parquet").write_bytes(BOMBS["huge page"][0]())
     (problem,) = validate(path)
-    assert problem.startswith("predictions/seed-0.parquet: takes more than 800 MiB")
+    assert problem.startswith("predictions/seed-0.parquet: takes more than 700 MiB")
 
 
 # --- the helper
@@ -124,9 +123,9 @@ def read(path):
     return done.stdout
 
 
-def test_bombs_take_less_than_a_gigabyte(tmp_path):
+def test_bombs_take_less_than_a_gigabyte_and_few_seconds(tmp_path):
     files = []
-    for name in ("huge page", "many texts", "huge dictionary", "empty pages"):
+    for name in ("huge page", "many texts", "huge dictionary", "empty pages", "slow texts"):
         files.append(tmp_path / f"{name}.parquet")
         files[-1].write_bytes(BOMBS[name][0]())
     script = """
@@ -135,28 +134,33 @@ for path in sys.argv[1:]:
     answer, complaint = read(path)
     assert complaint or b'"problems"' in answer
 sandbox.SANDBOX.close()  # so that the helper and its children are counted
-for who in (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF):
-    print(resource.getrusage(who).ru_maxrss * 1024)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_maxrss * 1024, used.ru_utime + used.ru_stime)
 """
-    children, parent = map(int, run(script, *files).split())
-    assert 100e6 < children < 1e9  # of the largest of them: they run one after the other
-    assert parent < 1e9
+    memory, seconds = map(float, run(script, *files).split())
+    # Of the largest of them, as they run one after the other; who asks has the rest of a gigabyte.
+    assert 100e6 < memory < 600e6
+    assert 1 < seconds < 10  # of computing, of all of them: others may keep this machine busy
 
 
-def test_a_child_can_open_nothing_and_has_little_memory():
+def test_a_child_can_touch_nothing_and_has_little_memory(tmp_path):
+    (tmp_path / "here").write_text("")
     script = """
-import socket
+import signal, socket
+folder = sys.argv[1]
 parquet_worker = module("parquet_worker")
 receive, send = os.pipe()
 if os.fork() == 0:
     def tried(act):
         try:
             act()
-        except (OSError, MemoryError) as error:
-            os.write(send, f"{type(error).__name__} ".encode())
+        except OSError:
+            os.write(send, b"OSError ")
+        except MemoryError:
+            os.write(send, b"MemoryError ")
         else:
             os.write(send, b"done ")
-    limits = {"cpu_seconds": 4, "seconds": 6, "memory_bytes": sandbox.MEMORY_BYTES}
+    limits = {"cpu_seconds": 2, "seconds": 60, "memory_bytes": sandbox.MEMORY_BYTES}
     parquet_worker.confine(send, limits)
     tried(lambda: open("/etc/hostname"))
     tried(lambda: os.open(".", os.O_RDONLY))
@@ -165,12 +169,48 @@ if os.fork() == 0:
     tried(lambda: os.pipe())
     tried(lambda: os.read(0, 1))
     tried(lambda: os.write(1, b"x"))
+    for act in (
+        lambda: os.unlink(f"{folder}/here"),
+        lambda: os.rename(f"{folder}/here", f"{folder}/there"),
+        lambda: os.mkdir(f"{folder}/new"),
+        lambda: os.kill(os.getppid(), signal.SIGTERM),
+        lambda: os.execv("/bin/true", ["true"]),
+        lambda: os.fork() or os._exit(0),
+    ):
+        tried(act)
     tried(lambda: bytearray(2**30))
     os._exit(0)
 os.wait()
 print(os.read(receive, 1000).decode())
 """
-    assert run(script).split() == ["OSError"] * 7 + ["MemoryError"]
+    assert run(script, tmp_path).split() == ["OSError"] * 13 + ["MemoryError"]
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
+def test_a_busy_machine_is_no_fault_of_a_file(made):
+    """Its child is kept from computing for longer than it may compute."""
+    script = """
+import time
+parquet_worker = module("parquet_worker")
+assert sandbox.SECONDS >= 10 * sandbox.CPU_SECONDS
+assert sandbox.PATIENCE_SECONDS > sandbox.SECONDS
+
+def held_up(*args, own=parquet_worker.confine):
+    time.sleep(3)
+    own(*args)
+
+parquet_worker.confine = held_up
+rules = {"most_rows": 51_200, "most_values": 32, "nullable": ["log_probs"], "most_bytes": 10**8}
+rules |= {"pipe_bytes": 2**20, "memory_bytes": sandbox.MEMORY_BYTES, "cpu_seconds": 1}
+pa = parquet_worker.pa
+schema = pa.ipc.read_schema(pa.py_buffer(schema))
+for seconds in (60, 1):
+    file = Path(sys.argv[1]).read_bytes()
+    outcome, answer = parquet_worker._in_child(rules | {"seconds": seconds}, schema, file)
+    print(outcome == parquet_worker.ANSWERED, sandbox._REASONS.get(outcome))
+"""
+    waited = "takes more than 60 seconds of waiting to unpack: try again on a less busy machine"
+    assert run(script, made / SEED_0).splitlines() == ["True None", f"False {waited}"]
 
 
 def test_helpers_that_die_are_replaced(made):
@@ -267,89 +307,6 @@ def test_systems_without_limits_are_told(made, monkeypatch):
     monkeypatch.setattr(columns, "os", types.SimpleNamespace(name="nt"))
     with pytest.raises(RuntimeError, match="use Linux or macOS"):
         read(made / SEED_0)
-
-
-# --- a child that was subverted can only tell wrong numbers
-
-
-def answer(header: object, body: bytes = b"") -> bytes:
-    return json.dumps(header).encode() + b"\n" + body
-
-
-def honest_answer() -> tuple[dict, bytes]:
-    """Two rows, the first with a list of ten."""
-    about: dict = {name: {} for name in SCHEMA.names}
-    about |= {"env": {"texts": ["a", "b"]}, "split": {"texts": ["unseen"]}}
-    about["log_probs"] = {"values": 10}
-    body = np.array([0, 1, 0, 0, 5, 6], np.int32).tobytes() + bytes([1, 2, 3, 4, 1, 0])
-    body += np.array([10, 0], np.int32).tobytes() + np.zeros(10, np.float16).tobytes()
-    return {"rows": 2, "columns": about}, body
-
-
-def changed(**change: object) -> bytes:
-    header, body = honest_answer()
-    for name, value in change.items():
-        if name == "rows":
-            header["rows"] = value
-        else:
-            header["columns"][name] = value
-    return answer(header, body)
-
-
-def poked(start: int, *values: int) -> bytes:
-    header, body = honest_answer()
-    raw = np.array(values, np.int32).tobytes()
-    return answer(header, body[:start] + raw + body[start + len(raw) :])
-
-
-SUBVERTED = {
-    "nothing": b"",
-    "no line": b"x" * 100,
-    "no JSON": b"{\n",
-    "deep JSON": b"[" * 100_000 + b"\n",
-    "a list": b"[]\n",
-    "too short": answer(*honest_answer())[:-1],
-    "too long": answer(*honest_answer()) + b"\0",
-    "no rows": changed(rows=0),
-    "rows as a text": changed(rows="2"),
-    "too many rows": changed(rows=2**40),
-    "a column less": answer({"rows": 2, "columns": {}}),
-    "names that are no texts": changed(env={"texts": [1, 2]}),
-    "a name twice": changed(env={"texts": ["a", "a"]}),
-    "a name unused": changed(env={"texts": ["a", "b", "c"]}),
-    "no names": changed(env={"texts": []}),
-    "values as a text": changed(log_probs={"values": "10"}),
-    "negative values": changed(log_probs={"values": -10}),
-    "vast values": changed(log_probs={"values": 2**70}),
-    "code beyond the names": poked(0, 2),
-    "negative code": poked(0, -1),
-    "negative list": poked(30, 11, -1),
-    "list where there is none": poked(30, 5, 5),
-    "lists of other lengths": poked(30, 9, 0),
-}
-
-
-def told(
-    monkeypatch: pytest.MonkeyPatch, path: Path, given: bytes
-) -> tuple[dict | None, list[str]]:
-    fake = types.SimpleNamespace(unpack=lambda *args, **kwargs: (given, ""))
-    monkeypatch.setattr(columns, "SANDBOX", fake)
-    return read(path)
-
-
-@pytest.mark.parametrize("case", SUBVERTED)
-def test_nonsense_of_a_child_is_refused(case, made, monkeypatch):
-    found, problems = told(monkeypatch, made / SEED_0, SUBVERTED[case])
-    assert found is None
-    assert problems == ["cannot be read as Parquet: what unpacked it was subverted"]
-
-
-def test_what_a_child_complains_of_is_cut_and_plain(made, monkeypatch):
-    assert told(monkeypatch, made / SEED_0, answer(*honest_answer()))[1] == []
-    given = answer({"problems": ["\x1b[31m" + "x" * 2000] * 1000})
-    _, problems = told(monkeypatch, made / SEED_0, given)
-    assert len(problems) == 20
-    assert all(p.startswith(r"\x1b[31mxx") and len(p) == 1000 for p in problems)
 
 
 # --- files that are swapped after they were looked at

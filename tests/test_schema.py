@@ -63,6 +63,7 @@ def test_schema_and_validator_agree_on_changed_entries(made, tmp_path):
 VALUES = [
     *(True, 0, -1, 1, 5.5, 2**63 - 1, 2**63, 10**9, "", " ", "x", "x y", "é", "none", "reference"),
     *("a" * 64, "a" * 65, "a" * 120, "a" * 121, "a" * 500, "a" * 501, "a\n", "a\tb", "a\u200bb"),
+    *("a\u3164", "\u115f", "\u2800", "\uffa0"),
     *("\U000e0041", "\xad", "https://a.org", "https://a.org\n", "HTTPS://a.org", "https://a"),
     *("https://a.b/c?d=e&f#g", "https://a.b:8/", "https://-a.b", "https://a.1", "https://a..b"),
     *([], [0], [1, 2], [1, 1], [-1], ["a"], [True], [10**9], list(range(33))),
@@ -134,6 +135,7 @@ def board(**titles: str) -> dict[str, str]:
         ),
         *("GРICL", "GPIСL", "Gр icl"),  # Cyrillic
         "GΡΙCL",  # Greek
+        *("GPlCL", "GP1CL", "GPIC1", "GPӀCL", "ɢᴘɪᴄʟ"),
     ],
 )
 def test_titles_that_look_alike_are_refused_for_both(other):

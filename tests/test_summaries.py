@@ -20,12 +20,13 @@ from synthetic_runs import (
 from synthetic_text import MINI, MINI_CHANNEL, MINI_SUITE, hand_in, text_result
 
 from icl_bench.evaluation import metrics, text_metrics
-from icl_bench.evaluation.statistics import Interval
+from icl_bench.evaluation.statistics import Interval, task_interval
 from icl_bench.leaderboard.export import curves_csv
-from icl_bench.leaderboard.formatting import DASH
+from icl_bench.leaderboard.formatting import DASH, plus_minus
 from icl_bench.leaderboard.marks import (
     about_part,
     flagged_parts,
+    is_doubtful,
     replayed_envs,
     row_marks,
     taxonomy_text,
@@ -56,26 +57,38 @@ def test_a_curve_is_summarised_as_by_hand():
     column = score_column([simulated_result(np.full((256, 100), 0.1), seed=0)], 256)
     curve = np.concatenate([np.linspace(0.1, 0.7, 61), np.full(39, 0.7)])
     curve[3] = 0.9  # one lucky step
-    made = dataclasses.replace(column, curve=curve, curve_low=curve - 0.05, curve_high=curve + 0.1)
+    made = dataclasses.replace(
+        column,
+        curve=curve,
+        curve_low=curve - 0.05,
+        curve_high=curve + 0.1,
+        area=Interval(curve.mean(), 0.4, 0.6),
+    )
     summary = summarise_curve(made)
     assert tuple(summary.accuracy) == STEPS
     for step in STEPS:
         value = curve[step]
         assert summary.accuracy[step] == Interval(value, value - 0.05, value + 0.1)
-    assert summary.area == pytest.approx(curve.sum() / 100)
+    assert summary.area == made.area
     assert summary.examples_to == {0.5: 40, 0.8: None}
 
 
 def test_seeds_are_averaged_before_a_curve_is_summarised():
     p = np.broadcast_to(np.linspace(0.1, 0.9, 100), (256, 100))
     results = [simulated_result(p, seed=seed) for seed in (1, 2, 3)]
-    summary = summarise_curve(score_column(results, 256))
+    made = score_column(results, 256)
+    summary = summarise_curve(made)
     for step in STEPS:
         mean = np.mean([metrics.summary_accuracies(result)[step] for result in results])
         interval = summary.accuracy[step]
         assert interval.mean == pytest.approx(mean)
         assert interval.low <= mean <= interval.high
-    assert summary.area == pytest.approx(np.mean([result.correct.mean() for result in results]))
+    assert summary.area.mean == pytest.approx(metrics.area_under_curve(made.curve))
+    # Of each episode its mean over seeds and steps, and of these the interval over tasks.
+    areas = np.mean([result.correct.mean(axis=1) for result in results], axis=0)
+    expected = task_interval(areas, results[0].task)
+    assert dataclasses.astuple(summary.area) == pytest.approx(dataclasses.astuple(expected))
+    assert summary.area.half_width > 0
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +135,9 @@ def test_curves_csv_has_all_environments(score):
         assert float(row["low_99"]) == pytest.approx(column.accuracy.low, abs=1e-6)
         assert float(row["high_99"]) == pytest.approx(column.accuracy.high, abs=1e-6)
         assert float(row["area"]) == pytest.approx(column.curve.mean(), abs=1e-6)
+        assert float(row["area_low"]) == pytest.approx(column.area.low, abs=1e-6)
+        assert float(row["area_high"]) == pytest.approx(column.area.high, abs=1e-6)
+        assert float(row["area_low"]) < float(row["area"]) < float(row["area_high"])
         for step in STEPS:
             loss = float(row[f"log_loss_{step}"])
             assert loss == pytest.approx(column.log_loss[step], abs=1e-6)
@@ -137,7 +153,7 @@ def test_the_table_is_about_the_environment_of_meta_training(score):
     summary = summarise_curve(score.entries[0].columns[DIGITS])
     assert cells[0] == "Good"
     assert cells[7].startswith(f"{100 * summary.accuracy[99].mean:.1f} ± ")
-    assert cells[8:11] == [f"{100 * summary.area:.1f}", "1", "1"]
+    assert cells[8:11] == [plus_minus(summary.area), "1", "1"]
     without = [e for e in score.entries if e.entry.name == "half"]
     assert curve_parts(dataclasses.replace(score, entries=tuple(without))) == []
 
@@ -170,27 +186,33 @@ def replayed(root: Path, **fields: object) -> EntryScore:
 
 
 @pytest.mark.parametrize(
-    ("cells", "envs", "mark"),
+    ("cells", "envs", "marks"),
     [
-        ({seed: {env: cell(ROUNDING) for env in ENVS} for seed in (0, 1)}, list(ENVS), "replayed"),
+        (
+            {seed: {env: cell(ROUNDING) for env in ENVS} for seed in (0, 1)},
+            list(ENVS),
+            ["replayed"],
+        ),
         (
             {0: {env: cell() for env in ENVS}, 1: {DIGITS: cell()}},
             [DIGITS],
-            "replayed in part: 1 of 2 columns",
+            ["replayed in part: 1 of 2 columns"],
         ),
         (
             {seed: {DIGITS: cell(0.01), RANDOM: cell()} for seed in (0, 1)},
             [RANDOM],
-            "replayed in part: 1 of 2 columns",
+            ["replayed in part: 1 of 2 columns", "replay differs"],
         ),
-        ({0: {env: cell() for env in ENVS}}, [], None),  # the other seed was not run again
-        ({}, [], None),
+        ({seed: {env: cell(0.5) for env in ENVS} for seed in (0, 1)}, [], ["replay differs"]),
+        ({0: {env: cell() for env in ENVS}}, [], []),  # the other seed was not run again
+        ({}, [], []),
     ],
 )
-def test_replayed_means_every_seed_and_column(root, cells, envs, mark):
+def test_replayed_means_every_seed_and_column(root, cells, envs, marks):
     score = replayed(root, cells=cells)
     assert replayed_envs(score) == envs
-    assert row_marks(score, DIGITS) == ([] if mark is None else [mark])
+    assert row_marks(score, DIGITS) == marks
+    assert is_doubtful(score) == ("replay differs" in marks)
 
 
 def test_a_record_of_other_files_is_no_mark(root):
@@ -214,7 +236,7 @@ def test_flags_ask_for_a_replay_until_there_is_one(root):
 def test_a_learner_that_is_worse_on_fresh_tasks_is_marked(root):
     cells = {seed: {env: cell(tuned=seed == 1) for env in ENVS} for seed in (0, 1)}
     marks = row_marks(replayed(root, cells=cells), DIGITS)
-    assert marks == ["replayed", "worse on fresh tasks"]
+    assert marks == ["worse on fresh tasks"]  # it gave the same predictions, which is not enough
 
 
 def test_what_is_told_of_a_method(root, score):

@@ -24,10 +24,11 @@ from icl_bench.leaderboard.formatting import (
     percent,
     plus_minus,
 )
-from icl_bench.leaderboard.marks import flags_of
+from icl_bench.leaderboard.marks import is_doubtful
 from icl_bench.leaderboard.scoring import ColumnScore, SuiteScore, score_suite
 from icl_bench.leaderboard.suites import ALL_SUITES
-from icl_bench.leaderboard.text_scoring import TextColumn, TextSuiteScore, score_text_suite
+from icl_bench.leaderboard.text_columns import TextColumn
+from icl_bench.leaderboard.text_scoring import TextSuiteScore, score_text_suite
 from icl_bench.registration import EnvSpec, TextEnvSpec, find_any_spec
 
 # Folder of the page and its pictures, inside of the leaderboards.
@@ -37,7 +38,7 @@ FOLDER = "cards"
 SATURATED = 0.99
 
 AnyScore: TypeAlias = SuiteScore | TextSuiteScore
-Verdict = Literal["saturated", "no headroom over 1-NN", "open", "not handed in"]
+Verdict = Literal["saturated", "1-NN not beaten", "open", "not handed in"]
 
 # Simple learners of a card: title → pattern of the entry's name.
 LEARNERS: Mapping[str, str] = MappingProxyType(
@@ -69,18 +70,19 @@ it shows before anyone trains whether there is anything to win.
   within the episode; of text the majority label of the demonstrations and a raw language model
   without meta-training, of several the best.
 - **Best** is the ranked entry of highest mean on any board that has the environment, the classical
-  references (chance, majority, 1-NN, logistic regression) and entries that need a replay left out.
+  references (chance, majority, 1-NN, logistic regression) left out, and entries that need a replay
+  or that a replay speaks against (*needs replay*, *replay differs*, *worse on fresh tasks*).
   *Shared with n others*: so many further entries are not significantly worse (95 % interval of the
   paired difference), and the data do not say which of them is best. The highest of several means
   has some luck in it.
 - **Headroom closed** is (best − chance) / (100 % − chance), where chance is 1/C for vectors and
   the number of the entry *Chance* for text.
 - **Verdict**, the first rule that holds:
-  1. *not handed in*: no board has a ranked entry here that is no classical reference;
+  1. *not handed in*: no board has a ranked entry here that could be the best;
   2. *saturated*: the interval of the best reaches
      {percent(SATURATED, 0)} %, so that a better learner can hardly show it;
-  3. *no headroom over 1-NN*: the best is not significantly better than 1-NN. It is a statement
-     about the entries so far: nobody has shown that more than comparing inputs helps here;
+  3. *1-NN not beaten*: the best is not significantly better than 1-NN. It is a statement about the
+     entries so far: nobody has shown that more than comparing inputs helps here;
   4. *open*: anything else.
 - **Class balance** is from the frozen labels, which are permuted within each task: how many pairs
   of an episode's examples have the same label, which of C equally frequent classes is 1 in C, and
@@ -154,7 +156,7 @@ class Card:
             return "saturated"
         neighbour = self.learners.get("1-NN")
         if neighbour is not None and not self.best.beats(neighbour):
-            return "no headroom over 1-NN"
+            return "1-NN not beaten"
         return "open"
 
 
@@ -212,7 +214,7 @@ def _standings(env: str, scores: Sequence[AnyScore]) -> list[Standing]:
         for score in scores
         if isinstance(score, SuiteScore)
         for e in score.entries
-        if env in e.columns and not flags_of(e)
+        if env in e.columns and not is_doubtful(e)
     ]
 
 
@@ -223,6 +225,7 @@ def _text_standings(spec: TextEnvSpec, scores: Sequence[AnyScore]) -> list[Stand
         for score in scores
         if isinstance(score, TextSuiteScore)
         for e in score.entries.values()
+        if not is_doubtful(e)
         for setting, column in e.full("all").items()
         if setting == spec.setting and (e.view == spec.prompt_view or e.entry.kind == "reference")
     ]

@@ -66,6 +66,8 @@ def check_layout(path: Path) -> tuple[dict[str, Path | None], list[str]]:
         found = _listed(path)
     except OverflowError:
         return {}, [f"more than {MAX_FILES} files, a submission has fewer"]
+    except OSError as error:
+        return {}, [f"its folders cannot be listed: {error.strerror}"]
     files: dict[str, Path | None] = {}
     problems = []
     for name, (file, about) in sorted(found.items()):

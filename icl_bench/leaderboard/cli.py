@@ -94,7 +94,7 @@ def add_parsers(subparsers: Parsers) -> None:
         "Check submissions: one problem per line, status 1 if there is any. Executes nothing.",
         """\
   icl-bench validate leaderboards/table2-v0/gpicl
-  icl-bench validate leaderboards/*/*/
+  icl-bench validate leaderboards/*-v*/*/
   icl-bench validate --schema      (what entry.toml must hold, as JSON Schema)""",
     )
     validate.add_argument("entries", nargs="*", metavar="ENTRY", help="folders of submissions")
@@ -248,7 +248,7 @@ def _validate(args: argparse.Namespace) -> int:
     for path in args.entries:
         shown = clean_text(path)  # strangers name their folders, too
         try:
-            problems = validate(path)
+            problems = _not_a_submission(Path(path)) or validate(path)
         except FileNotFoundError as error:  # the others are checked all the same
             print(f"icl-bench validate: {clean_text(str(error))}", file=sys.stderr)
             status = 2
@@ -260,6 +260,17 @@ def _validate(args: argparse.Namespace) -> int:
         else:
             print(f"{shown}: valid")
     return status
+
+
+def _not_a_submission(path: Path) -> list[str]:
+    """What a folder is that was taken for a submission; empty if it may be one."""
+    if (path / "entry.toml").is_symlink() or (path / "entry.toml").exists():
+        return []
+    if (path / "meta.json").is_file():
+        return ["a run folder: make a submission of it with `icl-bench submit`, then validate that"]
+    if next(path.glob("*/entry.toml"), None):
+        return [f"a folder of submissions: give each of them, {path}/*/"]
+    return []
 
 
 def _board(args: argparse.Namespace) -> int:

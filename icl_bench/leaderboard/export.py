@@ -20,7 +20,7 @@ from icl_bench.leaderboard.comparison import (
     vector_papers,
 )
 from icl_bench.leaderboard.formatting import clean_text, csv_text
-from icl_bench.leaderboard.marks import AnyEntryScore, flags_of, replayed_envs
+from icl_bench.leaderboard.marks import AnyEntryScore, flags_of, replayed_envs, taxonomy_of
 from icl_bench.leaderboard.predictions import SPLIT
 from icl_bench.leaderboard.scoring import SuiteScore
 from icl_bench.leaderboard.summaries import summarise_curve, summary_steps, threshold_names
@@ -152,7 +152,8 @@ def board_csv(score: SuiteScore, pairs: PairTable) -> str:
 def curves_csv(score: SuiteScore) -> str:
     """One line per entry and environment: everything that summarises its learning curve."""
     steps = summary_steps(score.suite.episode_length)
-    columns = ["suite", "entry", "method", "env", "area", *threshold_names()]
+    columns = ["suite", "entry", "method", "env", "area", "area_low", "area_high"]
+    columns += threshold_names()
     for step in steps:
         columns += [f"{name}_{step}" for name in ("accuracy", "low", "high", "log_loss")]
     lines = []
@@ -164,7 +165,9 @@ def curves_csv(score: SuiteScore) -> str:
                 "entry": e.entry.name,
                 "method": csv_text(e.entry.title),
                 "env": env,
-                "area": fraction(summary.area),
+                "area": fraction(summary.area.mean),
+                "area_low": fraction(summary.area.low),
+                "area_high": fraction(summary.area.high),
             }
             for name, found in zip(threshold_names(), summary.examples_to.values(), strict=True):
                 line[name] = "" if found is None else str(found)
@@ -223,13 +226,13 @@ def about_json(score: AnyEntryScore) -> dict[str, Any]:
         for key, value in score.entry.to_dict().items()
         if key not in ("seed", "meta_train_kwargs")
     }
-    found = score.replay.taxonomy if score.replay else {}
     return about | {
         "seeds": list(score.seeds),
         "replayed": replayed_envs(score),
+        "replay_differs": bool(score.replay and not score.replay.same),
         "worse_on_fresh_tasks": bool(score.replay and score.replay.tuned),
         "needs_replay": [clean_text(flag) for flag in flags_of(score)],
-        "taxonomy": {env: clean_text(word) for env, word in found.items()},
+        "taxonomy": taxonomy_of(score),
     }
 
 
@@ -261,7 +264,7 @@ def board_json(score: SuiteScore, pairs: PairTable) -> str:
                 "seed_accuracies": [rounded(v) for v in c.seed_accuracy],
                 "over_seeds": bounds(c.over_seeds),
                 "extended": bounds(c.extended),
-                "area": rounded(summary.area),
+                "area": bounds(summary.area),
                 **dict(examples),
                 "log_loss": {str(step): rounded(v) for step, v in c.log_loss.items()},
                 "curve": [rounded(v) for v in c.curve],

@@ -2,10 +2,11 @@
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
 from types import MappingProxyType
 
-from icl_bench import __version__
 from icl_bench.envs.text_source import Domain
 from icl_bench.evaluation import protocol
 from icl_bench.evaluation.result import SCORER_VERSION
@@ -127,7 +128,7 @@ def latex_table(score: SuiteScore | TextSuiteScore, entries: Sequence[str] | Non
     if not wanted and not score.reported:
         raise ValueError(f"nothing to show: {score.suite.name} has no entries yet")
     head = [
-        f"Made by `icl-bench latex {score.suite.name}`: icl-bench {__version__}, "
+        f"Made by `icl-bench latex {score.suite.name}`: icl-bench {metadata.version('icl-bench')}, "
         f"scorer version {SCORER_VERSION}.",
         r"Needs \usepackage{booktabs}. Too wide? \resizebox of graphicx around the tabular helps.",
         "Its columns are about these frozen episodes:",
@@ -153,7 +154,7 @@ def _vector_table(score: SuiteScore, wanted: Sequence[str]) -> str:
     found = {env for e in shown for env in e.columns} | {row.env for row in score.reported}
     envs = [env for env in suite.envs if env in found]
     best = {env: _best_vectors(shown, env) for env in envs}
-    marks = _Marks()
+    marks = _Marks(score.entries)
     rows = [
         [
             marks.title(e, suite.meta_train),
@@ -209,7 +210,7 @@ def _text_table(score: TextSuiteScore, domain: Domain, wanted: Sequence[str]) ->
     found = {s for e in shown for s in e.full(domain)} | {row.setting for row in reported}
     settings = [s for s in suite.settings if s in found]
     best = {s: _best_texts(shown, s, domain) for s in settings}
-    marks = _Marks()
+    marks = _Marks(list(score.entries.values()))
     rows = []
     for e in shown:
         cells = []
@@ -286,23 +287,30 @@ _CAPTION_INTERVAL = (
 )
 _CAPTION_BOLD = (
     r"Bold: no other entry of the column is significantly better (95\,\% interval of the paired "
-    "difference, not corrected for the number of comparisons). Reported numbers are the papers' "
-    "and were not compared."
+    "difference, not corrected for the number of comparisons). Rows are in the order of mean rank "
+    "on the board, which the data need not support. Reported numbers are the papers' and were not "
+    "compared."
 )
 
 
 class _Marks:
-    """What sets entries apart, as numbers above their titles that the caption explains."""
+    """What sets entries apart, as numbers above their titles that the caption explains.
 
-    def __init__(self) -> None:
+    Args:
+        entries: All entries of the board: where their titles repeat, names are added.
+    """
+
+    def __init__(self, entries: Sequence[AnyEntryScore]) -> None:
         self.numbers: dict[str, int] = {}
+        self.counts = Counter(e.entry.title for e in entries)
 
     def title(self, score: AnyEntryScore, meta_train: str) -> str:
         """Title with the numbers of its marks."""
         found = row_marks(score, meta_train)
         numbers = [str(self.numbers.setdefault(m, len(self.numbers) + 1)) for m in found]
         above = f"\\textsuperscript{{{','.join(numbers)}}}" if numbers else ""
-        return latex_text(score.entry.title) + above
+        title, name = score.entry.title, score.entry.name
+        return latex_text(f"{title} ({name})" if self.counts[title] > 1 else title) + above
 
     def caption(self) -> str:
         """A sentence of all marks so far; empty if there are none."""

@@ -5,9 +5,9 @@ from icl_bench.leaderboard.formatting import DASH
 INTRODUCTION = """\
 # Leaderboards
 
-Made by `icl-bench board`; do not edit. Every number was recomputed from handed-in predictions and
-the labels of the frozen episodes. The only exception are rows marked *reported*: a paper printed
-those numbers, and nobody here can check them.
+Made by `icl-bench board`; do not edit. Every score was recomputed from handed-in predictions and
+the labels of the frozen episodes. The only exceptions are rows marked *reported*: a paper printed
+those numbers, and nobody here can check them. What a method is and costs is what its authors say.
 
 See [how to read a board](#how-to-read-a-board), [how to read a text
 board](#how-to-read-a-text-board) and [how to submit](#how-to-submit). The same boards as a
@@ -48,8 +48,10 @@ LEGEND = f"""\
 - *reported*: a number of a paper. Never ranked, for its episodes are others and its interval is
   unknown.
 - *replayed*: the handed-in checkpoints were run again here, for every seed and column, and gave the
-  handed-in predictions (at most 0.5 % may differ by rounding). *replayed in part* says how many of
-  its columns were. Without this mark nobody here has run the learner.
+  handed-in predictions (at most 0.5 % may differ by rounding), and were not worse on fresh tasks.
+  *replayed in part* says of how many of its columns that is true.
+- *replay differs*: in some column they gave other predictions than those handed in. Without any
+  mark of a replay, nobody here has run the learner, or not every seed of it.
 - *needs replay*: something about the predictions is odd; the reason stands below the board.
 - *worse on fresh tasks*: in some column the replay was so much worse on fresh tasks than on the
   frozen ones that an honest entry is marked about once in two thousand: the learner was tuned to
@@ -60,17 +62,20 @@ LEGEND = f"""\
 
 Click on a line with a triangle to open it:
 
-- **About the methods**: *taxonomy* is what a replay on seen and unseen tasks found (learns,
-  identifies, zero-shot, memorises or at chance, as in Table 1 of GPICL); *parameters* are
-  meta-trained numbers; *state size* counts the numbers that the learner carries from one step to
-  the next; *GPU-hours* are those of all seeds together, as stated by the authors.
+- **About the methods**: *taxonomy* is what the learner does with tasks of its meta-training
+  environment (learns, identifies, zero-shot, memorises or at chance, as in Table 1 of GPICL), as a
+  replay on seen and unseen ones found; that it *learns*, a significant rise of accuracy within
+  unseen episodes shows without one; *parameters* are meta-trained numbers; *state size* counts the
+  numbers that the learner carries from one step to the next; *GPU-hours* are those of all seeds
+  together. The authors state all but the taxonomy.
 - **Learning curves**: accuracy after 0, 1, 4, 9, 19, 49 and 99 labelled examples, that is of the
-  1st, 2nd, 5th, 10th, 20th, 50th and 100th prediction of an episode.
+  1st, 2nd, 5th, 10th, 20th, 50th and 100th prediction of an episode, and the mean over all steps
+  (*area*), each with its interval over tasks.
 
 Files beside each board: `board.csv` and `board.json` hold all of this and more (both bounds, log
-losses, whole learning curves), `curves.csv` the summaries of the learning curves, `papers.csv` ours
-against a paper's. Accuracies there are in [0, 1]. `icl-bench latex <suite>` prints a board as a
-table for a paper.
+losses, whole learning curves), `curves.csv` the summaries of the learning curves (not of text),
+`papers.csv` ours against a paper's (where papers report numbers). Accuracies there are in [0, 1].
+`icl-bench latex <suite>` prints a board as a table for a paper.
 """
 
 TEXT_LEGEND = """\

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TypeAlias
 
+from icl_bench.evaluation.statistics import ROUNDING
 from icl_bench.evaluation.text_protocol import text_suite
 from icl_bench.leaderboard.entry import EntryInfo
 from icl_bench.leaderboard.formatting import (
@@ -37,6 +38,8 @@ def row_marks(score: AnyEntryScore, meta_train: str) -> list[str]:
         marks.append(f"replayed in part: {len(replayed)} of {len(envs)} columns")
     if flags_of(score):
         marks.append("needs replay")
+    if score.replay and not score.replay.same:
+        marks.append("replay differs")
     if score.replay and score.replay.tuned:
         marks.append("worse on fresh tasks")
     return marks
@@ -55,7 +58,10 @@ def entry_envs(score: AnyEntryScore) -> list[str]:
 
 
 def replayed_envs(score: AnyEntryScore) -> list[str]:
-    """Those on which a replay of every meta-training seed gave the predictions handed in."""
+    """Those on which a replay of every meta-training seed found what was handed in.
+
+    That is the same predictions, and no learner that is tuned to the frozen episodes.
+    """
     record = score.replay
     if record is None:
         return []
@@ -74,12 +80,33 @@ def flags_of(score: AnyEntryScore) -> tuple[str, ...]:
     return score.flags
 
 
+def is_doubtful(score: AnyEntryScore) -> bool:
+    """Whether an entry needs a replay, or a replay found something else than was handed in."""
+    record = score.replay
+    return bool(flags_of(score) or (record and (record.tuned or not record.same)))
+
+
+def taxonomy_of(score: AnyEntryScore) -> dict[str, str]:
+    """Environment of meta-training → what the learner does with its tasks.
+
+    As its replay found on seen and unseen tasks. Where that found nothing, ``learns`` can be seen
+    from the unseen tasks alone: accuracy rises within their episodes, in the mean over seeds
+    (``metrics.taxonomy``). Empty if neither says anything.
+    """
+    if score.replay and score.replay.taxonomy:
+        return {env: clean_text(word) for env, word in score.replay.taxonomy.items()}
+    env = score.entry.meta_train
+    column = score.columns.get(env) if isinstance(score, EntryScore) and env else None
+    learns = column is not None and column.rise is not None and column.rise.low > ROUNDING
+    return {str(env): "learns"} if learns else {}
+
+
 def taxonomy_text(score: AnyEntryScore) -> str:
-    """What its replay found the learner to do with a task; a dash if there was none."""
-    found = score.replay.taxonomy if score.replay else {}
+    """``taxonomy_of`` as a cell; a dash if there is nothing to say."""
+    found = taxonomy_of(score)
     if len(set(found.values())) == 1:
-        return clean_text(next(iter(found.values())))
-    return clean_text(", ".join(f"{word} ({env})" for env, word in found.items())) or DASH
+        return next(iter(found.values()))
+    return ", ".join(f"{word} ({env})" for env, word in found.items()) or DASH
 
 
 def about_part(scores: Sequence[AnyEntryScore]) -> str:

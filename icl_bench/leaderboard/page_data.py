@@ -31,14 +31,8 @@ from icl_bench.leaderboard.submission import scorable_envs
 from icl_bench.leaderboard.suites import AnySuite
 from icl_bench.leaderboard.summaries import THRESHOLDS, summarise_curve, summary_steps
 from icl_bench.leaderboard.tables import headers
-from icl_bench.leaderboard.text_scoring import (
-    DOMAINS,
-    TextColumn,
-    TextEntryScore,
-    TextSuiteScore,
-    frozen_tasks,
-    missing_tasks,
-)
+from icl_bench.leaderboard.text_columns import DOMAINS, TextColumn, frozen_tasks, missing_tasks
+from icl_bench.leaderboard.text_scoring import TextEntryScore, TextSuiteScore
 from icl_bench.registration import find_spec, find_text_spec
 
 Data = dict[str, Any]
@@ -229,7 +223,7 @@ def _vector_cell(c: ColumnScore, rank: int) -> Data:
         "seeds": list(map(percent, c.seed_accuracy)),
         "overSeeds": _interval(c.over_seeds),
         "larger": _interval(c.extended),
-        "summary": [*map(plus_minus, summary.accuracy.values()), percent(summary.area), *examples],
+        "summary": [*map(plus_minus, (*summary.accuracy.values(), summary.area)), *examples],
         "logLoss": losses,
         "curve": _per_mille(c.curve),
         "low": _per_mille(c.curve_low),

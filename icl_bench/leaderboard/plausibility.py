@@ -19,7 +19,9 @@ probabilities  C times the mean probability of the right class over a task has m
                over tasks, which are independent. By Markov's inequality P(E >= 1/p) <= p.
 """
 
+import itertools
 import math
+import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -33,8 +35,8 @@ from icl_bench.leaderboard.replays import ReplayRecord
 THRESHOLD = 1e-6
 
 # Below so many standard deviations no tail of a board is near the threshold, so that the exact
-# one, which takes a second where there are many seeds, need not be worked out.
-_SUSPICIOUS = 4.0
+# one, which takes seconds where there are many seeds, need not be worked out.
+_SUSPICIOUS = 3.0
 
 
 def first_step_p(
@@ -53,10 +55,11 @@ def first_step_p(
         num_classes: C.
 
     Returns:
-        In (0, 1]: exact, up to the rounding of float64.
+        In (0, 1]: exact, up to the rounding of float64 and to its smallest number.
     """
     law = _law_of_right(_tables(prediction, label, task, num_classes))
-    return min(1.0, float(law[int((prediction == label).sum()) :].sum()))
+    p = float(law[int((prediction == label).sum()) :].sum())
+    return min(1.0, max(p, sys.float_info.min))
 
 
 def first_step_probability_p(
@@ -82,7 +85,7 @@ def first_step_probability_p(
     gains = wide.shape[-1] * np.bincount(index, right) / sizes
     with np.errstate(divide="ignore"):
         evidence = float(np.log(gains).sum())
-    return math.exp(-max(0.0, evidence))
+    return max(math.exp(-max(0.0, evidence)), sys.float_info.min)
 
 
 def _tables(
@@ -110,17 +113,18 @@ def _law_of_task(table: Int[np.ndarray, "C C"]) -> Float[np.ndarray, " N"]:
     """Probability of every number of right predictions of a task, over uniform permutations.
 
     The permanent of the polynomials z^M[y, c], label after label: ``ways[used]`` is the polynomial
-    that counts the ways to name the labels so far with the set ``used`` of names.
+    that counts the ways to name the labels so far with the set ``used`` of as many names.
     """
     num_classes = len(table)
     most = int(table.max(axis=1).sum())
     subsets = np.arange(2**num_classes)
+    size = sum(subsets >> name & 1 for name in range(num_classes))
     ways = np.zeros((2**num_classes, most + 1))
     ways[0, 0] = 1.0
-    for row in table:
+    for named, row in enumerate(table):
         more = np.zeros_like(ways)
         for name, count in enumerate(row):
-            free = subsets[subsets >> name & 1 == 0]
+            free = subsets[(size == named) & (subsets >> name & 1 == 0)]
             more[free | 1 << name, count:] += ways[free, : most + 1 - count]
         ways = more
     return np.asarray(ways[-1] / math.factorial(num_classes))
@@ -142,35 +146,60 @@ def _deviations(
 
 
 def first_step_flags(
-    predictions: Sequence[Mapping[str, Predictions]], episodes_per_task: int
+    predictions: Sequence[Mapping[str, Predictions]], episodes_per_task: int, ranked_tasks: int
 ) -> tuple[str, ...]:
     """What is implausible before the first label, a sentence for each such environment.
+
+    Judged are all episodes and those that are ranked, of all seeds together and of each: whoever
+    adds episodes or seeds that are wrong on purpose hides nothing.
 
     Args:
         predictions: Environment id → predictions, of every meta-training seed on the same episodes.
         episodes_per_task: Of the suite.
+        ranked_tasks: Of the suite.
     """
     flags = []
     for env in predictions[0] if predictions else ():
         parts = [by_env[env] for by_env in predictions]
-        num_episodes, num_classes = len(parts[0].prediction), parts[0].log_probs.shape[-1]
-        task = protocol.frozen_tasks(num_episodes, episodes_per_task)
+        num_seeds, num_episodes = len(parts), len(parts[0].prediction)
         label = protocol.frozen_labels(env, num_episodes)[:, 0]
+        task = protocol.frozen_tasks(num_episodes, episodes_per_task)
         prediction = np.stack([part.prediction[:, 0] for part in parts])
         log_probs = np.stack([part.log_probs[:, 0] for part in parts])
-        what, value, p = "accuracy", float((prediction == label).mean()), 1.0
-        if _deviations(prediction, label, task, num_classes) > _SUSPICIOUS:
-            p = first_step_p(prediction, label, task, num_classes)
-        if p >= THRESHOLD:
-            right = np.exp(log_probs.astype(np.float64))[:, np.arange(num_episodes), label]
-            what, value = "mean probability of the right class", float(right.mean())
-            p = first_step_probability_p(log_probs, label, task)
-        if p < THRESHOLD:
-            flags.append(
-                f"{env}: {what} at step 0 is {100 * value:.1f} % where guessing gives "
-                f"{100 / num_classes:.3g} % (p = {p:.1g}): needs a replay on fresh episodes"
-            )
+        seeds = [slice(None)] + [slice(i, i + 1) for i in range(num_seeds)] * (num_seeds > 1)
+        counts = dict.fromkeys((num_episodes, ranked_tasks * episodes_per_task))
+        looks = list(itertools.product(counts, seeds))
+        found = (
+            _complaint(prediction[s, :n], log_probs[s, :n], label[:n], task[:n], len(looks))
+            for n, s in looks
+        )
+        if complaint := next(filter(None, found), ""):
+            flags.append(f"{env}: {complaint}: needs a replay on fresh episodes")
     return tuple(flags)
+
+
+def _complaint(
+    prediction: Integer[np.ndarray, "S E"],
+    log_probs: Float16[np.ndarray, "S E C"],
+    label: Integer[np.ndarray, " E"],
+    task: Integer[np.ndarray, " E"],
+    looks: int,
+) -> str:
+    """What is implausible in these predictions at step 0, one look of so many; empty if nothing."""
+    num_classes, threshold = log_probs.shape[-1], THRESHOLD / looks  # Bonferroni
+    what, value, p = "accuracy", float((prediction == label).mean()), 1.0
+    if _deviations(prediction, label, task, num_classes) > _SUSPICIOUS:
+        p = first_step_p(prediction, label, task, num_classes)
+    if p >= threshold:
+        right = np.exp(log_probs.astype(np.float64))[:, np.arange(len(label)), label]
+        what, value = "mean probability of the right class", float(right.mean())
+        p = first_step_probability_p(log_probs, label, task)
+    if p >= threshold:
+        return ""
+    return (
+        f"{what} at step 0 is {100 * value:.1f} % where guessing gives "
+        f"{100 / num_classes:.3g} % (p = {p:.1g})"
+    )
 
 
 def replay_problems(flags: Sequence[str], record: ReplayRecord | None) -> list[str]:

@@ -183,7 +183,9 @@ def read_submission(path: str | os.PathLike[str]) -> Submission:
         problems, outdated = problems + complaints, outdated + more
         problems += misplaced(path, suite)
         if isinstance(suite, catalog.Suite) and not problems and not outdated:
-            flags = first_step_flags(list(vectors.values()), suite.episodes_per_task)
+            flags = first_step_flags(
+                list(vectors.values()), suite.episodes_per_task, ranked_tasks=suite.tasks
+            )
             try:
                 problems += replay_problems(flags, record_of(path))
             except ValueError as error:

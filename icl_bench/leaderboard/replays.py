@@ -139,20 +139,44 @@ def read_record(path: str | os.PathLike[str]) -> ReplayRecord:
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path} is no record of a replay: more than {MAX_BYTES} bytes")
     try:
-        document = json.loads(path.read_bytes())
-        cells = {
-            int(seed): {env: _cell(fields) for env, fields in by_env.items()}
-            for seed, by_env in document.pop("cells").items()
-        }
-        return ReplayRecord(cells=cells, **document)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return _record(json.loads(path.read_bytes()))
+    except KeyError as error:
+        raise ValueError(f"{path} is no record of a replay: no {error.args[0]}") from error
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is no record of a replay: {error}") from error
 
 
+def _record(document: Any) -> ReplayRecord:
+    cells = {
+        int(seed): {env: _cell(fields) for env, fields in by_env.items()}
+        for seed, by_env in document.pop("cells").items()
+    }
+    record = ReplayRecord(cells=cells, **document)
+    for text in (record.digest, record.package_version, *record.taxonomy.values()):
+        if not isinstance(text, str):
+            raise ValueError(f"{text!r:.40} is no text")
+    return record
+
+
 def _cell(fields: Mapping[str, Any]) -> ReplayCell:
+    for name in ("differing", "frozen", "fresh", "first_step_p"):
+        if not (name == "first_step_p" and fields[name] is None):
+            _check_number(name, fields[name], 0.0)
+    if type(fields["tuned"]) is not bool:
+        raise ValueError(f"tuned must be true or false, not {fields['tuned']!r:.40}")
+    gap = fields["gap"]
+    _check_number("the gap", gap["mean"], -1.0)
+    for name in ("low", "high"):
+        if gap[name] is not None:
+            _check_number(f"the gap's {name}", gap[name], -math.inf, math.inf)
     nan = float("nan")
-    gap = {key: nan if value is None else value for key, value in fields["gap"].items()}
-    return ReplayCell(**{**fields, "gap": Interval(**gap)})
+    known = {key: nan if value is None else value for key, value in gap.items()}
+    return ReplayCell(**{**fields, "gap": Interval(**known)})
+
+
+def _check_number(name: str, value: Any, low: float, high: float = 1.0) -> None:
+    if type(value) not in (int, float) or not low <= value <= high:  # also refuses NaN
+        raise ValueError(f"{name} cannot be {value!r:.40}")
 
 
 def record_of(entry: str | os.PathLike[str]) -> ReplayRecord | None:

@@ -18,12 +18,15 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO
 
-# Of a child, the libraries included: together with all else, less than 1 GB.
-MEMORY_BYTES = 800 * 2**20
-# Of computing, which an honest file needs a tenth of a second of, and of waiting.
-CPU_SECONDS, SECONDS = 4, 6
+# Of a child, the libraries included, which a full hand-in needs 450 MiB of: together with all else,
+# less than 1 GB.
+MEMORY_BYTES = 700 * 2**20
+# Of computing, which a full hand-in needs a tenth of a second of.
+CPU_SECONDS = 2
+# Of waiting: where many others compute, an honest file may be kept from its tenth for long.
+SECONDS = 60
 # A helper that does not answer for so long hangs; it needs a second to start where disks are fast.
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 120
 
 _WORKER = Path(__file__).with_name("parquet_worker.py")
 _READY = b"ready\n"
@@ -33,6 +36,7 @@ _PIPE_BYTES = 2**20
 TOO_MUCH = "takes more than"
 _REASONS = {
     b"t": f"{TOO_MUCH} {CPU_SECONDS} seconds to unpack, more than predictions need",
+    b"w": f"{TOO_MUCH} {SECONDS} seconds of waiting to unpack: try again on a less busy machine",
     b"m": f"{TOO_MUCH} {MEMORY_BYTES >> 20} MiB of memory to unpack, more than predictions need",
     b"d": "cannot be read as Parquet: the process that unpacked it died",
 }

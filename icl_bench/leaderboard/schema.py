@@ -35,28 +35,39 @@ MAX_ITEMS, MAX_HOURS, MAX_SEEDS = 32, 10**9, 32
 # Categories of characters that have no place in one line of text: controls, bidirectional and
 # other format characters, surrogates, private use, line and paragraph separators.
 HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
+# Blanks that Unicode takes for letters (Hangul fillers) or for a symbol (Braille without a dot).
+_BLANKS = frozenset("\u115f\u1160\u3164\uffa0\u2800")
 
 # Greek and Cyrillic letters that look Latin.
 _LATIN = str.maketrans(
-    "ΑΒΕΖΗΙΚΜΝΟΡΤΥΧονАВЕЅІЈКМНОРСТУХаеѕіјорсухԁһ",
-    "ABEZHIKMNOPTYXovABESIJKMHOPCTYXaesijopcyxdh",
+    "ΑΒΕΖΗΙΚΜΝΟΡΤΥΧονАВЕЅІЈКМНОРСТУХаеѕіјорсухԁһӀӏ",
+    "ABEZHIKMNOPTYXovABESIJKMHOPCTYXaesijopcyxdhII",
 )
+# In many typefaces a capital I is a small l or nearly a 1.
+_STROKES = str.maketrans("1l0", "iio")
+_SMALL_CAPITAL = "LATIN LETTER SMALL CAPITAL "
 
 
 def hidden_characters(text: str) -> str:
     """The characters of a text that do not show, as U+XXXX; empty if there are none."""
-    found = sorted({c for c in text if unicodedata.category(c) in HIDDEN})
-    return ", ".join(f"U+{ord(c):04X}" for c in found)
+    return ", ".join(f"U+{ord(c):04X}" for c in sorted(set(text)) if _is_hidden(c))
+
+
+def _is_hidden(character: str) -> bool:
+    return unicodedata.category(character) in HIDDEN or character in _BLANKS
 
 
 def look(title: str) -> str:
     """What is left of a title to the eye: equal for titles that look alike.
 
     Case, spaces, punctuation, accents and the form of characters do not count, nor whether a
-    letter is Latin, Greek or Cyrillic if it looks Latin.
+    letter is Latin, Greek or Cyrillic if it looks Latin; nor whether it is I, l or 1, or O or 0.
+    Letters of rarer scripts that look Latin are not recognised.
     """
     plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", title).translate(_LATIN))
-    return "".join(c for c in plain.casefold() if c.isalnum())
+    names = ((c, unicodedata.name(c, "").removeprefix(_SMALL_CAPITAL)) for c in plain)
+    letters = "".join(name if len(name) == 1 else c for c, name in names)
+    return "".join(c for c in letters.casefold().translate(_STROKES) if c.isalnum())
 
 
 def unknown_keys(names: Collection[str]) -> list[str]:
@@ -316,7 +327,7 @@ def _hidden_ranges() -> str:
     """All hidden characters, as ranges of a character class."""
     found: list[list[int]] = []
     for code in range(sys.maxunicode + 1):
-        if unicodedata.category(chr(code)) in HIDDEN:
+        if _is_hidden(chr(code)):
             if found and found[-1][1] == code - 1:
                 found[-1][1] = code
             else:

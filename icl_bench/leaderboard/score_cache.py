@@ -65,7 +65,8 @@ class Outdated:
 
 def fingerprint(package: Path) -> str:
     """SHA-256 of what computes scores: a package's sources and labels, and the libraries."""
-    total = hashlib.sha256(f"Python {platform.python_version()}".encode())
+    machine = f"Python {platform.python_version()} {platform.machine()}"  # sums round otherwise
+    total = hashlib.sha256(machine.encode())
     for name in _LIBRARIES:
         total.update(f"{name} {metadata.version(name)}".encode())
     # All of it: a list of the modules that matter would lack one some day.

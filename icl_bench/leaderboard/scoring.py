@@ -17,6 +17,7 @@ from icl_bench.evaluation.result import Result
 from icl_bench.evaluation.statistics import (
     Interval,
     curve_interval,
+    paired_difference,
     ranks,
     seed_interval,
     task_interval,
@@ -42,6 +43,9 @@ class ColumnScore:
         curve: Mean accuracy at every step.
         curve_low: Lower bound of the interval over tasks, step by step.
         curve_high: Upper bound.
+        area: Mean accuracy over all steps, the area under the curve, with the interval over tasks.
+        rise: Accuracy at the last step less that at the first, paired, with the interval over
+            tasks; None where there is a single task.
         log_loss: Step → mean −log p(right class) in nats, over seeds and ranked episodes.
         extended: As ``accuracy``, on all episodes; None unless every seed has the same ones, more
             than the ranked.
@@ -56,6 +60,8 @@ class ColumnScore:
     curve: Float[np.ndarray, " T"]
     curve_low: Float[np.ndarray, " T"]
     curve_high: Float[np.ndarray, " T"]
+    area: Interval
+    rise: Interval | None
     log_loss: Mapping[int, float]
     extended: Interval | None
     correct: Float[np.ndarray, " E"]
@@ -145,10 +151,13 @@ def score_column(results: Sequence[Result], ranked_episodes: int) -> ColumnScore
     if len(np.unique(task)) > 1:
         accuracy = task_interval(last, task, balanced=False)
         curve, low, high = curve_interval(curves, task, balanced=False)
+        area = task_interval(curves.mean(axis=2), task, balanced=False)
+        rise = paired_difference(last, curves[:, :, 0], task, balanced=False)
     else:
         curve = curves.mean(axis=(0, 1))
         low = high = np.full_like(curve, np.nan)
-        accuracy = Interval(float(curve[-1]), float("nan"), float("nan"))
+        nan, rise = float("nan"), None
+        accuracy, area = (Interval(float(value), nan, nan) for value in (curve[-1], curve.mean()))
     losses = [metrics.log_loss(result) for result in ranked]
     extended = None
     if len(results[0].episode) > ranked_episodes and all(
@@ -164,6 +173,8 @@ def score_column(results: Sequence[Result], ranked_episodes: int) -> ColumnScore
         curve=curve,
         curve_low=low,
         curve_high=high,
+        area=area,
+        rise=rise,
         log_loss={s: sum(loss[s] for loss in losses) / len(losses) for s in losses[0]},
         extended=extended,
         correct=last.mean(axis=0),
@@ -270,12 +281,13 @@ def _from_fields(fields: Mapping[str, Any]) -> EntryScore:
     """A score as it was before it was kept."""
     columns = {}
     for env, column in fields["columns"].items():
-        intervals = {name: interval(column[name]) for name in ("over_seeds", "extended")}
+        intervals = {name: interval(column[name]) for name in ("over_seeds", "extended", "rise")}
         columns[env] = ColumnScore(
             **column
             | intervals
             | {
                 "accuracy": Interval(**column["accuracy"]),
+                "area": Interval(**column["area"]),
                 "seed_accuracy": tuple(column["seed_accuracy"]),
                 "log_loss": {int(step): loss for step, loss in column["log_loss"].items()},
             }
@@ -363,18 +375,3 @@ def reported(suite: str) -> tuple[Reported, ...]:
         return ()
     rows: list[dict[str, Any]] = list(csv.DictReader(file.read_text("utf-8").splitlines()))
     return tuple(Reported(**{**row, "accuracy": float(row["accuracy"])}) for row in rows)
-
-
-def differences(score: EntryScore, rows: Sequence[Reported]) -> dict[str, Interval]:
-    """Environment id → ours − reported where a paper reports a method with the entry's title.
-
-    The interval is that of our number over tasks; papers give none for theirs.
-    """
-    title = score.entry.title.casefold()
-    found = {}
-    for row in rows:
-        column = score.columns.get(row.env)
-        if row.method.casefold() == title and column is not None:
-            ours = column.accuracy
-            found[row.env] = Interval(*(v - row.accuracy for v in (ours.mean, ours.low, ours.high)))
-    return found

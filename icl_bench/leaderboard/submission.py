@@ -94,7 +94,9 @@ def make_submission(
     """
     out, row = Path(out), any_suite(suite)
     if out.exists() or out.is_symlink():
-        raise FileExistsError(f"{out} exists already: give another folder, or remove it first")
+        raise FileExistsError(
+            f"{out} exists already: give another folder (--out), or remove it first"
+        )
     if complaints := misplaced(out, row):
         raise ValueError(f"{out} {complaints[0]}")
     loaded = [load_run(run) for run in runs]
@@ -154,8 +156,10 @@ def _complete(
         missing = [env for env in wanted if env not in found]
         complete[seed] = [found[env] for env in wanted if env in found]
         if not complete[seed]:
+            held = ", ".join(found) or f"nothing on {SPLIT} tasks"
             raise ValueError(
-                f"no run with seed {seed} has results of {suite.name}: evaluate it first"
+                f"no run with seed {seed} has results of {suite.name} (there is {held}): evaluate "
+                f"it first, with --suite {suite.name}"
             )
         if missing and not allow_missing:
             raise ValueError(

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
-from icl_bench.evaluation.metrics import SUMMARY_STEPS, area_under_curve, examples_to_threshold
+from icl_bench.evaluation.metrics import SUMMARY_STEPS, examples_to_threshold
 from icl_bench.evaluation.statistics import Interval
 from icl_bench.leaderboard.formatting import (
     DASH,
@@ -24,13 +24,13 @@ class CurveSummary:
 
     Attributes:
         accuracy: After so many labelled examples, in [0, 1], with the interval over tasks.
-        area: Mean accuracy over all steps, in [0, 1].
+        area: Mean accuracy over all steps, in [0, 1], with the interval over tasks.
         examples_to: Threshold → labelled examples until it is reached and held
             (``metrics.examples_to_threshold``); None if it never is.
     """
 
     accuracy: Mapping[int, Interval]
-    area: float
+    area: Interval
     examples_to: Mapping[float, int | None]
 
 
@@ -40,7 +40,7 @@ def summarise_curve(column: ColumnScore) -> CurveSummary:
     steps = [Interval(float(mean), float(low), float(high)) for mean, low, high in bounds]
     return CurveSummary(
         accuracy={step: steps[step] for step in summary_steps(len(steps))},
-        area=area_under_curve(column.curve),
+        area=column.area,
         examples_to={t: examples_to_threshold(column.curve, t) for t in THRESHOLDS},
     )
 
@@ -70,7 +70,7 @@ def curve_parts(score: SuiteScore) -> list[str]:
             [
                 titles[e.entry.name],
                 *(plus_minus(summary.accuracy[step]) for step in steps),
-                percent(summary.area),
+                plus_minus(summary.area),
                 *examples,
                 f"{column.log_loss[steps[-1]]:.2f}" if steps[-1] in column.log_loss else DASH,
             ]

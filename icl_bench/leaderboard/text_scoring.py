@@ -38,21 +38,10 @@ from icl_bench.leaderboard.text_columns import (
     TextColumn,
     coverage_of,
     domain_tasks,
-    frozen_tasks,
-    missing_tasks,
     places,
     score_methods,
 )
 from icl_bench.registration import find_text_spec
-
-__all__ = [
-    "DOMAINS",
-    "TextColumn",
-    "domain_tasks",
-    "frozen_tasks",
-    "missing_tasks",
-    "score_methods",
-]
 
 # Entries that are scored together, so that most of the work is done once for all of them.
 TOGETHER = 32

@@ -208,8 +208,8 @@ function orderText(column) {
   const way = view.descending ? "descending" : "ascending";
   if (column.ranked) {
     return (
-      `by rank in ${column.head}, ${way}. Rows of one rank are not separated by the data: ` +
-      "they stand in the order of the alphabet."
+      `by rank in ${column.head}, ${way}. Rows of one rank stand in the order of the alphabet, ` +
+      "and rows of different ranks need not be separated by the data either."
     );
   }
   if (column.key === "mean-rank")

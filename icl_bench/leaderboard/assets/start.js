@@ -59,10 +59,14 @@ function showBoard() {
   byId("only-replayed").checked = view.replayed;
   if (suite.text) fillSelect(byId("domain"), suite.domains, view.domain);
   else fillSelect(byId("env"), environmentsOf(suite), view.env);
-  const files = ["csv", "json"].map((kind) =>
-    make("a", { href: `${suite.name}/board.${kind}` }, `board.${kind}`),
+  const files = ["board.csv", "board.json"];
+  if (!suite.text) files.push("curves.csv");
+  if (suite.reported.length) files.push("papers.csv");
+  const links = files.map((file) => make("a", { href: `${suite.name}/${file}` }, file));
+  byId("files").replaceChildren(
+    "All numbers: ",
+    ...links.flatMap((link, i) => (i ? [", ", link] : [link])),
   );
-  byId("files").replaceChildren("All numbers: ", files[0], ", ", files[1]);
   showNotRanked(suite);
   buildTable();
   updateTable();
