@@ -274,12 +274,13 @@ def _replay_all(args: argparse.Namespace) -> int:
     """Replay every entry, then say a line of each; the worst status."""
     found = []
     for i, path in enumerate(args.entries):
+        name = clean_text(str(path))
         if len(args.entries) > 1:
-            print(f"--- {i + 1} of {len(args.entries)}: {path}", flush=True)
+            print(f"--- {i + 1} of {len(args.entries)}: {name}", flush=True)
         try:
-            found.append((f"{path}: ", *_one(path, args)))
+            found.append((f"{name}: ", *_one(path, args)))
         except (ValueError, OSError) as error:
-            found.append((f"{path}: ", f"not replayed ({clean_text(str(error))})", 2))
+            found.append((f"{name}: ", f"not replayed ({clean_text(str(error))})", 2))
     for name, words, status in found:
         if words:
             print(name + words, file=sys.stderr if status == 2 else sys.stdout)

@@ -99,7 +99,8 @@ def _digest(entry: Path, folders: tuple[str, ...]) -> str:
     for folder in folders:
         for file in sorted((entry / folder).glob("*")):
             if file.is_file() and not file.is_symlink():
-                contents = hashlib.sha256(file.read_bytes()).hexdigest()
+                with file.open("rb") as handle:  # whatever its size
+                    contents = hashlib.file_digest(handle, "sha256").hexdigest()
                 total.update(f"{file.relative_to(entry).as_posix()}\0{contents}\n".encode())
     return total.hexdigest()
 
