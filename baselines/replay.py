@@ -40,9 +40,7 @@ from typing import Any
 
 import icl_bench
 from baselines import common
-from baselines.rebuild import BASELINES as BASELINES
-from baselines.rebuild import ReplayError as ReplayError
-from baselines.rebuild import load_learner, load_text_learner
+from baselines.rebuild import ReplayError, load_learner, load_text_learner
 from baselines.replay_cells import Rerun, rerun_text, rerun_vectors
 from icl_bench.catalog import Suite, TextSuite
 from icl_bench.data.images import MissingDataError

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from icl_bench.data.cache import atomic_path
+from icl_bench.data.cache import atomic_path, sha256_file
 from icl_bench.evaluation.statistics import Interval
 
 FOLDER = "replays"
@@ -99,9 +99,8 @@ def _digest(entry: Path, folders: tuple[str, ...]) -> str:
     for folder in folders:
         for file in sorted((entry / folder).glob("*")):
             if file.is_file() and not file.is_symlink():
-                with file.open("rb") as handle:  # whatever its size
-                    contents = hashlib.file_digest(handle, "sha256").hexdigest()
-                total.update(f"{file.relative_to(entry).as_posix()}\0{contents}\n".encode())
+                name = file.relative_to(entry).as_posix()
+                total.update(f"{name}\0{sha256_file(file)}\n".encode())
     return total.hexdigest()
 
 

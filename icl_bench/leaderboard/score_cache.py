@@ -72,8 +72,8 @@ def fingerprint(package: Path) -> str:
     # All of it: a list of the modules that matter would lack one some day.
     for file in sorted(package.rglob("*")):
         if file.suffix in (".py", ".npz", ".json"):
-            contents = hashlib.sha256(file.read_bytes()).hexdigest()
-            total.update(f"{file.relative_to(package).as_posix()}\0{contents}\n".encode())
+            name = file.relative_to(package).as_posix()
+            total.update(f"{name}\0{sha256_file(file)}\n".encode())
     return total.hexdigest()
 
 
