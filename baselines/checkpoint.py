@@ -65,6 +65,29 @@ def load(folder: Path) -> dict[str, Any] | None:
     return None
 
 
+def back_to(folder: Path, step: int) -> bool:
+    """Let the previous checkpoint be the newest one, if it is of this outer step.
+
+    For runs that are trained together: a kill while their checkpoints are written leaves some of
+    them one ahead. Before the first checkpoint is step 0.
+
+    Returns:
+        Whether it was; if not, nothing has changed.
+    """
+    path = folder / PREVIOUS
+    if not path.exists():
+        if step == 0:
+            (folder / NEWEST).unlink(missing_ok=True)
+        return step == 0
+    try:
+        found = _read(path).get("step") == step
+    except (OSError, ValueError):
+        return False
+    if found:
+        os.replace(path, folder / NEWEST)
+    return found
+
+
 def _read(path: Path) -> dict[str, Any]:
     content = io.BytesIO(_content(path))
     try:

@@ -114,7 +114,7 @@ class RunConfig(BaseConfig):
 
     def fingerprints(self) -> dict[str, str]:
         """Environments to evaluate on, and what decides the numbers of their evaluation."""
-        return {env: evaluation_fingerprint(env) for env in self.envs}
+        return {env: evaluation_fingerprint(env, data_dir=self.data_dir) for env in self.envs}
 
     def evaluated_suite(self) -> str | None:
         """The suite that the run is evaluated for; None if for none."""

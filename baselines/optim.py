@@ -162,3 +162,24 @@ def norms(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, float]:
         square = tensor.detach().float().square().sum()
         squares[group] = squares[group] + square if group in squares else square
     return {group: float(value.sqrt()) for group, value in squares.items()}
+
+
+def adam_norms(
+    optimizer: torch.optim.Optimizer | Together, named: Iterable[tuple[str, Tensor]]
+) -> dict[str, dict[str, float]]:
+    """Norms of Adam's moving averages by parameter group (Kirsch et al. 2022, Figures 15–17).
+
+    Returns:
+        ``adam_m_norm``: of the gradient's average; ``adam_v_norm``: of the root of its square's.
+        Empty where no parameter has such averages.
+    """
+    states = {}
+    for part in optimizer.parts if isinstance(optimizer, Together) else [optimizer]:
+        states |= part.state
+    adam = [(name, states[p]) for name, p in named if "exp_avg_sq" in states.get(p, {})]
+    if not adam:
+        return {}
+    return {
+        "adam_m_norm": norms((name, state["exp_avg"]) for name, state in adam),
+        "adam_v_norm": norms((name, state["exp_avg_sq"].sqrt()) for name, state in adam),
+    }

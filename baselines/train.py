@@ -35,7 +35,7 @@ def run(config: TrainConfig, method: Method) -> None:
     monitor.check_tracker(config)
     with processes(common.resolve_device(config.device), config.deterministic) as device:
         model = build_model(method, config).to(device)
-        source = _environment(config, device)
+        source = environment(config, device)
         entry = common.entry(
             config,
             name=config.variant or method.name,
@@ -98,7 +98,7 @@ def train(
         weight_decay=config.weight_decay,
     )
     losses = torch.zeros(config.log_every, 5, device=device)  # see _backward
-    first, seconds = _restore(config, model, optimizer, losses)
+    first, seconds = restore(config, model, optimizer, losses)
     if first == config.steps and folder:
         print(
             f"{folder.path} is meta-trained: all {first} steps are done; only what its evaluation "
@@ -179,6 +179,7 @@ def train(
                     seconds=seconds + now - began,
                     gradient_norm=gradients,
                     update_norm=moves,
+                    **optim.adam_norms(optimizer, model.named_parameters()),
                 )
                 logged, logged_step = now, step + 1
                 lost = {"diverged": f"{diverged:.1%}"} if diverged else {}
@@ -201,7 +202,7 @@ def train(
     return total / 3600 * world_size() if device.type == "cuda" else 0.0
 
 
-def _restore(
+def restore(
     config: TrainConfig,
     model: nn.Module,
     optimizer: torch.optim.Optimizer | optim.Together,
@@ -286,7 +287,8 @@ def _backward(
     return total
 
 
-def _environment(config: TrainConfig, device: torch.device) -> Any:
+def environment(config: TrainConfig, device: torch.device) -> Any:
+    """The unwrapped environment of meta-training."""
     made: Any = icl_bench.make(
         config.meta_train,
         split="train",

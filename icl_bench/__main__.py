@@ -11,7 +11,7 @@ from icl_bench.episodes import SPLITS
 from icl_bench.leaderboard.cli import add_command, add_parsers
 from icl_bench.leaderboard.evaluate import add_evaluate
 from icl_bench.leaderboard.own_code import import_module
-from icl_bench.registration import TextEnvSpec
+from icl_bench.registration import EnvSpec, TextEnvSpec
 
 DESCRIPTION = """\
 icl_bench: a benchmark suite for in-context learning and meta-learning.
@@ -117,10 +117,11 @@ def _parser() -> argparse.ArgumentParser:
         commands,
         "download",
         _download,
-        "Download data sets: the only command that does.",
+        "Download data sets, and networks for the view Emb: the only command that does.",
         """\
   icl-bench download MNIST FashionMNIST KMNIST CIFAR10 SVHN
-  icl-bench download MNIST --data-dir ~/data      (then set ICL_BENCH_DATA=~/data)""",
+  icl-bench download MNIST --data-dir ~/data      (then set ICL_BENCH_DATA=~/data)
+  icl-bench download resnet18                     (torchvision's, for MNIST-Emb-v0)""",
     )
     download.add_argument("names", nargs="+", metavar="NAME")
     download.add_argument("--data-dir", help="data folder to write (default: the cache)")
@@ -148,11 +149,11 @@ def _list(args: argparse.Namespace) -> int:
 
     from icl_bench.catalog import SUITES, TEXT_SUITES
     from icl_bench.data.text import coverage, text_setting
-    from icl_bench.registration import EnvSpec, registry
+    from icl_bench.registration import registry
 
     specs = list(registry.values())
     rows = [
-        (s.id, s.num_features, s.num_classes, s.episode_length, _at_hand(s.base, args.data_dir))
+        (s.id, s.num_features, s.num_classes, s.episode_length, _at_hand(s, args.data_dir))
         for s in specs
         if isinstance(s, EnvSpec)
     ]
@@ -174,7 +175,18 @@ def _list(args: argparse.Namespace) -> int:
     return 0
 
 
-def _at_hand(base: str, data_dir: str | None) -> str:
+def _at_hand(spec: EnvSpec, data_dir: str | None) -> str:
+    from icl_bench.data.features import chosen_network, network_at_hand
+    from icl_bench.registration import view_of
+
+    network = chosen_network(view_of(spec))
+    images = _images_at_hand(spec.base, data_dir)
+    if network is None:
+        return images
+    return f"{images}; {network}: {network_at_hand(network, spec.base, data_dir)}"
+
+
+def _images_at_hand(base: str, data_dir: str | None) -> str:
     from icl_bench.data.images import data_folders, dataset
 
     row = dataset(base)
@@ -190,9 +202,10 @@ def _at_hand(base: str, data_dir: str | None) -> str:
 
 def _show(args: argparse.Namespace) -> int:
     from icl_bench.catalog import SUITES, TEXT_SUITES
+    from icl_bench.data.features import chosen_network, network_at_hand
     from icl_bench.data.images import dataset
     from icl_bench.evaluation.protocol import evaluation_fingerprint
-    from icl_bench.registration import EnvSpec, cross, find_any_spec, view_of
+    from icl_bench.registration import cross, find_any_spec, view_of
 
     suites = {s.name: s.envs for s in SUITES} | {s.name: s.envs for s in TEXT_SUITES}
     if args.id in suites:
@@ -202,7 +215,6 @@ def _show(args: argparse.Namespace) -> int:
         return _show_text(spec)
     row, view = dataset(spec.base), view_of(spec)
     counts = ", ".join(f"{n:,} {split}" for split, n in row.counts.items()) or "made from keys"
-    colour = "colour" if view.channels == 3 else "grey"
     stats = row.stats.get(spec.view)
     normal = (
         f"mean {stats[0]:.6f}, std {stats[1]:.6f} ({row.stats_split} split)"
@@ -210,14 +222,16 @@ def _show(args: argparse.Namespace) -> int:
         else f"mean and std of the {row.stats_split} split, unpinned"
     )
     pinned = [split for split, checksum in row.sha256.items() if checksum]
+    name = chosen_network(view)
+    network = f"\n  Network       {name}: {network_at_hand(name, spec.base)}" if name else ""
     print(f"""{spec.id}
-  Description   {row.title}; {view.height}×{view.width} {colour}, projected, labels permuted
+  Description   {row.title}; {view.title}, projected, labels permuted
   Token         concat(x_t, one_hot(y_{{t-1}})): D + C = {spec.num_features} + {spec.num_classes}
   Action        the class of x_t: Discrete({spec.num_classes}), or logits
   Reward        1 if right, else 0; for logits the log-probability of the right class
   Episode       T = {spec.episode_length} steps, then terminated
   Splits        train, val: training split of the base data set; seen, unseen: its test split
-  Base data     {counts}; pinned: {", ".join(pinned) or "nothing"}
+  Base data     {counts}; pinned: {", ".join(pinned) or "nothing"}{network}
   Normalising   {normal}
   Metric        accuracy at step {spec.episode_length - 1}; chance is {1 / spec.num_classes:.0%}
   Licence       {row.licence or "-"}
@@ -279,7 +293,7 @@ def _sample(args: argparse.Namespace) -> int:
 
     from icl_bench import make
     from icl_bench.data.cache import atomic_path
-    from icl_bench.registration import EnvSpec, find_any_spec
+    from icl_bench.registration import find_any_spec
 
     if not isinstance(find_any_spec(args.id), EnvSpec):
         return _sample_text(args)
@@ -319,9 +333,10 @@ def _sample_text(args: argparse.Namespace) -> int:
 
 def _download(args: argparse.Namespace) -> int:
     from icl_bench.data.download import download
+    from icl_bench.data.networks import NETWORKS, download_network
 
     for name in args.names:
-        paths = download(name, args.data_dir)
+        paths = (download_network if name in NETWORKS else download)(name, args.data_dir)
         for path in paths:
             print(path)
         if not paths:
@@ -332,7 +347,7 @@ def _download(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace) -> int:
     from icl_bench.data.images import MissingDataError
     from icl_bench.evaluation.verify import verify
-    from icl_bench.registration import EnvSpec, registry
+    from icl_bench.registration import registry
 
     specs = [spec for spec in registry.values() if isinstance(spec, EnvSpec)]
     by_base = {spec.base: spec.id for spec in specs}  # the smallest view comes last

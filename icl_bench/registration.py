@@ -98,6 +98,7 @@ ARGUMENTS = (
     "seed",
     "task_seed",
     "normalize",
+    "network",
     "device",
     "data_dir",
     "action",
@@ -223,6 +224,8 @@ def register(spec: AnySpec) -> None:
     if spec.view not in catalog.VIEWS:
         raise ValueError(f"{spec.id}: unknown view {spec.view!r}, only {', '.join(catalog.VIEWS)}")
     row = images.dataset(spec.base)
+    if row.source == "synthetic" and catalog.VIEWS[spec.view].network is not None:
+        raise ValueError(f"{spec.id}: {spec.base} has no images that a network could see")
     dim = catalog.VIEWS[spec.view].num_features
     if (spec.num_features, spec.num_classes) != (dim, row.num_classes):
         raise ValueError(f"{spec.id}: D and C must be {dim} and {row.num_classes} for this base")
@@ -318,6 +321,9 @@ def make(id: str, **kwargs: Any) -> "gymnasium.Env[Any, Any]":
             - ``seed=0``: the stream of episodes; ``reset(seed=...)`` sets it too.
             - ``task_seed=0``: the task set itself.
             - ``normalize=True``: z-normalise inputs before the projection.
+            - ``network=None``: of the view Emb, the pretrained network whose features are the
+              inputs: ``"resnet18"`` (the default), ``"resnet50"``, ``"efficientnet-lite0"``, or
+              one whose features are in a data folder. ``ICL_BENCH_NETWORK`` sets the default.
             - ``device="cpu"``: where episodes are made.
             - ``data_dir=None``: a data folder; see also the variable ``ICL_BENCH_DATA``.
             - ``action="label"``: ``Discrete(C)``, reward 1 if right; or ``"logits"``:

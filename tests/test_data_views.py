@@ -18,7 +18,7 @@ import torch
 from folders import forbidden_folder, full_disk, unprivileged
 from user_sets import restored_registries
 
-from icl_bench.catalog import VIEWS, View
+from icl_bench.catalog import PIXEL_VIEWS, View
 from icl_bench.data import cache as cache_module
 from icl_bench.data import images as images_module
 from icl_bench.data import views
@@ -26,7 +26,7 @@ from icl_bench.data.cache import sha256_file
 from icl_bench.data.images import MissingDataError, dataset, load_images, register_dataset
 from icl_bench.data.views import chunks, load_view, resize, view_stats
 
-PROJ, PROJ14, PROJ8 = VIEWS["Proj"], VIEWS["Proj14"], VIEWS["Proj8"]
+PROJ, PROJ14, PROJ8 = PIXEL_VIEWS["Proj"], PIXEL_VIEWS["Proj14"], PIXEL_VIEWS["Proj8"]
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ def test_statistics_are_numpys() -> None:
     np.testing.assert_allclose(found, (wide.mean(), wide.std()), rtol=1e-12)
 
 
-@pytest.mark.parametrize("view", VIEWS.values(), ids=lambda view: view.name)
+@pytest.mark.parametrize("view", PIXEL_VIEWS.values(), ids=lambda view: view.name)
 @pytest.mark.parametrize("name", ["MNIST", "FashionMNIST", "KMNIST", "Digits"])
 def test_statistics_of_the_catalog_are_those_of_the_data(name: str, view: View, request) -> None:
     row = dataset(name)
@@ -183,7 +183,7 @@ def test_statistics_of_the_catalog_are_those_of_the_data(name: str, view: View, 
     assert row.stats_split == ("test" if name == "KMNIST" else "train")
     # The check sees the other split and another view.
     other = dataset("MNIST" if name != "MNIST" else "KMNIST")
-    for stats in (*[row.stats[v] for v in VIEWS if v != view.name], *other.stats.values()):
+    for stats in (*[row.stats[v] for v in PIXEL_VIEWS if v != view.name], *other.stats.values()):
         assert not np.allclose(found, stats, rtol=2e-8)
 
 
@@ -197,7 +197,7 @@ def test_statistics_of_random_points_are_those_of_their_law() -> None:
 
 
 def test_a_pinned_row_decides(monkeypatch) -> None:
-    row = dataclasses.replace(dataset("Digits"), stats=dict.fromkeys(VIEWS, (0.25, 2.0)))
+    row = dataclasses.replace(dataset("Digits"), stats=dict.fromkeys(PIXEL_VIEWS, (0.25, 2.0)))
     monkeypatch.setattr(images_module, "DATASETS", (row,))
     data = load_view("Digits", "test", PROJ8)
     assert (data.mean, data.std, data.stats_split) == (0.25, 2.0, "train")
@@ -243,7 +243,7 @@ def test_a_catalog_set_needs_its_training_split_for_statistics(tmp_path, monkeyp
 def test_equal_pixels_cannot_be_normalised(users, value: int) -> None:
     images = np.full((9, 28, 28), value, dtype=np.uint8)
     register_dataset("Flat", arrays={"train": (images, np.arange(9, dtype=np.uint8))})
-    for view in VIEWS.values():
+    for view in PIXEL_VIEWS.values():
         with pytest.raises(ValueError, match=r"all pixels of Flat \(train\) are equal"):
             load_view("Flat", "train", view)
 
@@ -345,7 +345,7 @@ def test_damage_by_another_process_is_seen_even_with_the_old_date(cache) -> None
 
 KILLED = """
 import os
-from icl_bench.catalog import VIEWS
+from icl_bench.catalog import PIXEL_VIEWS
 from icl_bench.data import cache, views
 
 left, replace = int(os.environ["LEFT"]), os.replace
@@ -358,7 +358,7 @@ def replace_or_die(*paths):
     replace(*paths)
 
 cache.os.replace = replace_or_die
-views.load_view("Digits", "test", VIEWS["Proj8"])
+views.load_view("Digits", "test", PIXEL_VIEWS["Proj8"])
 """
 
 

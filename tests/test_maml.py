@@ -350,14 +350,14 @@ def test_meta_training_helps(arguments):
         return float(functional.cross_entropy(logits, batch.y.flatten()))
 
     before = loss()
-    train.train(config, model, train._environment(config, torch.device("cpu")), None)
+    train.train(config, model, train.environment(config, torch.device("cpu")), None)
     assert loss() < before - 0.01
 
 
 def test_episodes_that_diverge_are_counted():
     config = settings_of("--inner-optimizer", "sgd", "--inner-lr", "1000")
     model = build_model(maml.METHOD, config)
-    batch = train._environment(config, torch.device("cpu")).episodes(range(8))
+    batch = train.environment(config, torch.device("cpu")).episodes(range(8))
     loss_of = train._loss_function(config, model)
     assert train._backward(config, model, loss_of, batch)[3] > 0.5
     calm = settings_of()

@@ -275,3 +275,27 @@ def test_muon_goes_on_where_its_state_was_taken():
     weights = [m.blocks[0].weight.detach() for m in (whole, resumed, forgetful)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "muon", "sign"])
+def test_norms_of_adams_averages(name: optim.OptimizerName) -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).double()
+    optimizer = optim.make_optimizer(name, net, lr=0.0, eps=1e-8, momentum=0.9, weight_decay=0.0)
+    gradients = [torch.randn(p.shape, dtype=p.dtype, generator=torch.Generator().manual_seed(k))
+                 for k, p in enumerate(net.parameters())]
+    assert optim.adam_norms(optimizer, net.named_parameters()) == {}  # before the first step
+    for _ in range(2):
+        for p, g in zip(net.parameters(), gradients, strict=True):
+            p.grad = g.clone()
+        optimizer.step()
+    found = optim.adam_norms(optimizer, net.named_parameters())
+    if name == "sign":
+        assert found == {}
+        return
+    # Two equal gradients: m = (1 − β₁²) g and v = (1 − β₂²) g².
+    kept = [g for g in gradients if name != "muon" or g.ndim == 1]
+    for group, (first, second) in {"0": (0, 1), "1": (2, 3)}.items():
+        parts = [gradients[k] for k in (first, second) if any(gradients[k] is g for g in kept)]
+        size = float(torch.cat([g.flatten() for g in parts]).norm())
+        assert found["adam_m_norm"][group] == pytest.approx((1 - 0.9**2) * size, rel=1e-6)
+        assert found["adam_v_norm"][group] == pytest.approx((1 - 0.999**2) ** 0.5 * size, rel=1e-6)

@@ -572,7 +572,7 @@ def test_other_errors_are_not_taken_for_it(tmp_path):
 def gradients(accumulate: int, parts: Sequence[int] | None = None) -> dict[str, Tensor]:
     config = parse("--accumulate", str(accumulate))
     net = build_model(gpicl.METHOD, config)
-    batch = train._environment(config, torch.device("cpu")).episodes(parts or range(8))
+    batch = train.environment(config, torch.device("cpu")).episodes(parts or range(8))
     losses = train._backward(config, net, train._loss_function(config, net), batch)
     found = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
     return found | {"losses": losses}
@@ -597,7 +597,7 @@ def test_parts_of_a_batch_have_its_gradient():
 
 def episodes(seed: int, *arguments: str) -> icl_bench.EpisodeBatch:
     config = parse("--seed", str(seed), *arguments)
-    return train._environment(config, torch.device("cpu")).episodes(range(64))
+    return train.environment(config, torch.device("cpu")).episodes(range(64))
 
 
 def test_seeds_train_on_other_tasks():
@@ -641,7 +641,7 @@ def test_training_curves_never_look_at_a_frozen_task(monkeypatch):
 def test_training_tasks_are_watched_where_they_come_again():
     config = parse("--num-tasks", "3", "--bias", "0.5", "--seed", "2")
     batch = monitor.monitors(config, torch.device("cpu"))["seen"]
-    trained = train._environment(config, torch.device("cpu"))
+    trained = train.environment(config, torch.device("cpu"))
     tasks = set(batch.task_id.tolist())
     assert tasks == {0, 1, 2}
     watched = icl_bench.make(DIGITS, split="seen", **config.meta_train_kwargs()).unwrapped

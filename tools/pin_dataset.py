@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import icl_bench
-from icl_bench.catalog import VIEWS
+from icl_bench.catalog import PIXEL_VIEWS
 from icl_bench.data.cache import atomic_path
 from icl_bench.data.images import MissingDataError, dataset, load_images
 from icl_bench.data.views import chunks, view_stats
@@ -37,7 +37,7 @@ def main() -> None:
                 print(f"{split}: not at hand, unpinned")
                 continue
             print(f"{split}: {len(data.labels)} {data.images.shape[1:]} {data.sha256}")
-            for view in VIEWS.values():
+            for view in PIXEL_VIEWS.values():
                 mean, std = view_stats(chunks(data.images, view))
                 print(f'    "{view.name}": ({mean:.9f}, {std:.9f}),')
     if args.write_labels:

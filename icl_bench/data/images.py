@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from icl_bench.catalog import DATASETS, VIEWS, DataSet, DataSplit
+from icl_bench.catalog import DATASETS, PIXEL_VIEWS, DataSet, DataSplit
 from icl_bench.data.cache import cache_dir, sha256_arrays
 
 DATA_VARIABLE = "ICL_BENCH_DATA"
@@ -103,7 +103,7 @@ def load_images(
     if row.source == "synthetic":
         raise ValueError(f"{name} is made from its tasks' keys and has no images")
     if row.source == "embedded":
-        return _digits(split)
+        return _digits(name, split)
     if row.source == "user":
         if (name, split) not in _user_images:
             raise MissingDataError(f"{name} was registered without a {split} split")
@@ -207,8 +207,16 @@ def check_arrays(images: np.ndarray, labels: np.ndarray, num_classes: int, where
         raise DataError(f"{where}: label {labels.max()} is not in [0, {num_classes})")
 
 
+# Digits of an embedded set, in the order of its classes.
+EMBEDDED: Mapping[str, range] = {
+    "Digits": range(10),
+    "DigitsLow": range(5),
+    "DigitsHigh": range(5, 10),
+}
+
+
 @functools.cache
-def _digits(split: DataSplit) -> Images:
+def _digits(name: str, split: DataSplit) -> Images:
     """Digits of scikit-learn; v in 0 … 16 becomes round(v · 255 / 16), nearly v / 16 after ÷255."""
     from sklearn.datasets import load_digits
 
@@ -216,8 +224,11 @@ def _digits(split: DataSplit) -> Images:
     pixels = np.rint(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     part = slice(-DIGITS_TEST, None) if split == "test" else slice(0, -DIGITS_TEST)
     pixels, labels = pixels[part], labels[part].astype(np.uint8)
+    classes = EMBEDDED[name]
+    kept = (classes.start <= labels) & (labels < classes.stop)
+    pixels, labels = pixels[kept], labels[kept] - np.uint8(classes.start)
     found = sha256_arrays(pixels, labels)
-    pinned = dataset("Digits").sha256.get(split)
+    pinned = dataset(name).sha256.get(split)
     if pinned is not None and found != pinned:
         raise DataError(
             f"Digits of the installed scikit-learn are not those of this version ({found}, "
@@ -286,7 +297,7 @@ def register_dataset(
         image_shape=shapes.pop(),
         counts={s: len(part.labels) for s, part in loaded.items()},
         sha256={s: part.sha256 for s, part in loaded.items()},
-        stats=dict.fromkeys(VIEWS),
+        stats=dict.fromkeys(PIXEL_VIEWS),
         stats_split="train" if "train" in loaded else "test",
         licence=licence,
         citation=citation,

@@ -1,4 +1,4 @@
-"""Views: images brought to one size, as float32 in [0, 1], cached on disk and memory-mapped.
+"""Views of pixels: images at one size, as float32 in [0, 1], cached on disk and memory-mapped.
 
 Resizing is bilinear with antialias in float32; grey is Rec. 601 luma, taken before resizing; colour
 from grey is copying. Nothing is rounded in between. A row is flattened as channel, height, width;
@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,14 +35,35 @@ _SMALLEST_STD = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How an array that is kept in the cache is made.
+
+    Attributes:
+        stem: Name of its file without the ending; everything that the content depends on.
+        title: Of the progress bar.
+        shape: N rows of P features.
+        parts: Makes the rows, some at a time.
+        num_parts: How many times.
+        quiet: Without a progress bar, for what takes a moment.
+    """
+
+    stem: str
+    title: str
+    shape: tuple[int, int]
+    parts: Callable[[], Iterable[Float[np.ndarray, "n P"]]]
+    num_parts: int
+    quiet: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class ViewData:
     """One split of a data set in one view.
 
     Attributes:
-        pixels: In [0, 1]; N rows of P stored features.
+        pixels: N rows of P stored features, in [0, 1]; of a network, any numbers.
         copies: How often a stored row stands in an input: D = copies · P.
         labels: In [0, C).
-        mean: Mean of all pixels of ``stats_split``.
+        mean: Mean of all pixels (or features) of ``stats_split``.
         std: Their standard deviation.
         stats_split: The split that mean and standard deviation come from.
         sha256: Checksum of the split's canonical arrays.
@@ -100,20 +121,22 @@ def load_view(
         ValueError, FileNotFoundError: As ``load_images``; also if all pixels are equal.
         OSError: If the cache folder cannot be written, naming it and the way out.
     """
+    if view.network is not None:
+        raise ValueError(f"{view.name} shows features of a network: see features.load_features")
     images, row = load_images(name, split, data_dir), dataset(name)
-    pixels, stats = _stored(name, split, view, images)
+    pixels, stats = stored(_recipe(name, split, view, images))
     pinned = row.stats.get(view.name)
     if pinned is not None:
         stats = pinned
     elif row.stats_split != split:
         reference = load_images(name, row.stats_split, data_dir)
-        stats = _stored(name, row.stats_split, view, reference)[1]
+        stats = stored(_recipe(name, row.stats_split, view, reference))[1]
     if stats[1] < _SMALLEST_STD:
         raise ValueError(f"all pixels of {name} ({row.stats_split}) are equal: nothing to learn")
-    stored = 3 if images.images.ndim == 4 and view.channels == 3 else 1
+    planes = 3 if images.images.ndim == 4 and view.channels == 3 else 1
     return ViewData(
         pixels=pixels,
-        copies=view.channels // stored,
+        copies=view.channels // planes,
         labels=images.labels,
         mean=stats[0],
         std=stats[1],
@@ -122,19 +145,32 @@ def load_view(
     )
 
 
-def _stored(
-    name: str, split: DataSplit, view: View, images: Images
-) -> tuple[Float[np.ndarray, "N P"], Stats]:
-    """The cached file of a view, built if it is missing or damaged, and its statistics."""
+def _recipe(name: str, split: DataSplit, view: View, images: Images) -> Recipe:
     size = f"{view.height}x{view.width}x{view.channels}"
-    file = f"{name}-{split}-{size}-f{FORMAT}-{images.sha256[:16]}.npy"
-    path = cache_dir() / "views" / file
+    count, width = len(images.images), resize(images.images[:1], view).shape[1]
+    return Recipe(
+        stem=f"{name}-{split}-{size}-f{FORMAT}-{images.sha256[:16]}",
+        title=f"resizing {name} {split} {size}",
+        shape=(count, width),
+        parts=lambda: chunks(images.images, view),
+        num_parts=-(-count // _CHUNK),
+        quiet=count * width <= 2**24,
+    )
+
+
+def stored(recipe: Recipe) -> tuple[Float[np.ndarray, "N P"], Stats]:
+    """The cached array, built if it is missing or damaged, and its mean and standard deviation.
+
+    Raises:
+        OSError: If the cache folder cannot be written, naming it and the way out.
+    """
+    path = cache_dir() / "views" / f"{recipe.stem}.npy"
     stats = None
     if path.is_file():
         status = path.stat()
         stats = _verified(path, status.st_ino, status.st_size, status.st_mtime_ns)
     if stats is None:
-        stats = _build(path, images, view, f"{name} {split} {size}")
+        stats = _build(path, recipe)
     # Copy-on-write: the file is never changed, and tensors made of the array may be.
     pixels: np.ndarray = np.load(path, mmap_mode="c", allow_pickle=False)
     return pixels, stats
@@ -158,27 +194,25 @@ def _note(sha256: str, shape: list[int], stats: Stats) -> dict[str, Any]:
     return note | {"note_sha256": hashlib.sha256(json.dumps(note).encode()).hexdigest()}
 
 
-def _build(path: Path, images: Images, view: View, title: str) -> Stats:
-    """Write a view chunk by chunk, with its note; processes that race write the same bytes."""
+def _build(path: Path, recipe: Recipe) -> Stats:
+    """Write an array chunk by chunk, with its note; processes that race write the same bytes."""
     from tqdm import tqdm
 
-    count, width = len(images.images), resize(images.images[:1], view).shape[1]
-    quiet = None if count * width > 2**24 else True  # None: quiet unless on a terminal
+    quiet = True if recipe.quiet else None  # None: quiet unless on a terminal
 
     def written(file: BinaryIO) -> Iterator[Float[np.ndarray, "n P"]]:
-        total = -(-count // _CHUNK)
-        parts = chunks(images.images, view)
-        for part in tqdm(parts, f"resizing {title}", total, leave=False, disable=quiet):
+        bar = tqdm(recipe.parts(), recipe.title, recipe.num_parts, leave=False, disable=quiet)
+        for part in bar:
             file.write(part.data)
             yield part
 
     with atomic_path(path) as temporary:
         with temporary.open("wb") as file:
-            header = {"descr": "<f4", "fortran_order": False, "shape": (count, width)}
+            header = {"descr": "<f4", "fortran_order": False, "shape": recipe.shape}
             np.lib.format.write_array_header_1_0(file, header)
             stats = view_stats(written(file))
         # Before the array takes its place: whoever sees it finds its note. One that is left alone
         # or beside a damaged array by a crash fits nothing, and both are made again.
         with atomic_path(path.with_suffix(".json")) as note:
-            note.write_text(json.dumps(_note(sha256_file(temporary), [count, width], stats)))
+            note.write_text(json.dumps(_note(sha256_file(temporary), list(recipe.shape), stats)))
     return stats

@@ -17,6 +17,7 @@ def draw_episode(
     predictions: Sequence[int] | None,
     image_shape: tuple[int, int, int],
     title: str,
+    what: str = "image",
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Draw the first n examples of an episode, 20 to a row.
 
@@ -28,6 +29,7 @@ def draw_episode(
             as in the episode. ``None`` shows all labels.
         image_shape: (channels, height, width).
         title: Line above the picture.
+        what: What the inputs are, for that line.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -38,9 +40,9 @@ def draw_episode(
     canvas = FigureCanvasAgg(figure)
     made = list(predictions or [])
     hits = sum(int(p == y) for p, y in zip(made, labels[: len(made)], strict=True))
-    note = "image, projection, label"
+    note = f"{what}, projection, label"
     if predictions is not None:
-        note = f"image, projection, prediction → label: {hits} of {len(made)} right"
+        note = f"{what}, projection, prediction → label: {hits} of {len(made)} right"
     height = figure.get_figheight()
     figure.text(0.012, 1 - 0.28 / height, f"{title} · {note}", fontsize=11, va="center")
     for i in range(count):

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from icl_bench.catalog import DataSet, DataSplit
+from icl_bench.data.features import chosen_network, load_features, network_identity
 from icl_bench.data.images import dataset
 from icl_bench.data.views import load_view
 from icl_bench.episodes import EpisodeBatch, Split
@@ -41,6 +42,7 @@ class EnvArgs:
     seed: int = 0
     task_seed: int = 0
     normalize: bool = True
+    network: str | None = None
 
     def overrides(self) -> dict[str, Any]:
         """The arguments that differ from their defaults, for records."""
@@ -64,21 +66,27 @@ def env_args(**given: Any) -> EnvArgs:
             if isinstance(value, bool) or not isinstance(value, int | np.integer):
                 raise TypeError(f"{name} must be a whole number, not {value!r}")
             given[name] = int(value)
+        if name == "network" and not isinstance(value, str | None):
+            raise TypeError(f"network must be the name of one, not {value!r}")
         if name == "normalize" and not isinstance(value, bool):
             raise TypeError(f"normalize must be True or False, not {value!r}")
     return EnvArgs(**given)
 
 
-def fingerprint(spec: EnvSpec, args: EnvArgs) -> str:
+def fingerprint(
+    spec: EnvSpec, args: EnvArgs, data_dir: str | os.PathLike[str] | None = None
+) -> str:
     """SHA-256 of all that changes a number of an evaluation, as canonical JSON.
 
     What shapes meta-training only (``num_tasks``, ``bias``, ``repeat``, ``single_task``) counts
     where the split meets training tasks; device, folder and batch size never do. Unpinned
-    checksums and statistics are left out (``null``).
+    checksums and statistics are left out (``null``). Of features the network counts, and where it
+    is the user's own, the features: ``data_dir`` is where they are looked for.
     """
     row = dataset(spec.base)
+    network = chosen_network(view_of(spec), args.network)
     needed: tuple[DataSplit, ...] = (data_split(args.split),)
-    if row.source == "user":  # their statistics are computed from the training split
+    if row.source == "user" or network is not None:  # statistics come from the training split
         needed = ("train", "test")
     content: dict[str, Any] = {
         "protocol": PROTOCOL_VERSION,
@@ -93,6 +101,8 @@ def fingerprint(spec: EnvSpec, args: EnvArgs) -> str:
         "seed": args.seed,
         "task_seed": args.task_seed,
     }
+    if network is not None:
+        content["network"] = network_identity(network, spec.base, data_split(args.split), data_dir)
     if args.split in ("train", "seen"):
         names = ("num_tasks", "bias", "single_task", "repeat")
         content |= {name: getattr(args, name) for name in names}
@@ -129,8 +139,10 @@ class EpisodeSource:
         self.row: DataSet = dataset(self.spec.base)
         self.next_episode = 0
         self._data_dir = data_dir
-        self.args = args
-        self.sampler = self.make_sampler(args)
+        # The variable decides now, once: records say which network it was.
+        network = chosen_network(view_of(self.spec), args.network)
+        self.args = dataclasses.replace(args, network=network)
+        self.sampler = self.make_sampler(self.args)
 
     def make_sampler(self, args: EnvArgs) -> TaskSampler:
         """A sampler of this environment's data with other arguments."""
@@ -141,7 +153,12 @@ class EpisodeSource:
             stats = self.row.stats[view.name]
             assert stats is not None
         else:
-            data = load_view(self.spec.base, data_split(args.split), view, self._data_dir)
+            split, network = data_split(args.split), chosen_network(view, args.network)
+            data = (
+                load_view(self.spec.base, split, view, self._data_dir)
+                if network is None
+                else load_features(self.spec.base, split, view, network, self._data_dir)
+            )
             pixels, labels, copies = torch.from_numpy(data.pixels), data.labels, data.copies
             stats = (data.mean, data.std)
         distribution = TaskDistribution(
@@ -169,7 +186,7 @@ class EpisodeSource:
     @property
     def fingerprint(self) -> str:
         """See ``fingerprint``."""
-        return fingerprint(self.spec, self.args)
+        return fingerprint(self.spec, self.args, self._data_dir)
 
     def reseed(self, seed: int) -> None:
         """Go to the first episode of another stream."""

@@ -207,7 +207,7 @@ class SupervisedVectorEnv(VectorEnv[Any, Any, Any], SamplesEpisodes):
         shown = min(self.t + 1 if steps is None else steps, self._length)
         if shown < 1:
             raise ValueError(f"steps must be at least 1, not {steps}")
-        images = self.source.sampler.inputs(self.plan)[b, :shown].cpu().numpy()
+        images = self.source.sampler.shown(self.plan)[b, :shown].cpu().numpy()
         tokens = torch.as_tensor(self._tokens)[b, :shown, : self.num_features].cpu().numpy()
         view = self.source.sampler.view
         return draw_episode(
@@ -216,6 +216,7 @@ class SupervisedVectorEnv(VectorEnv[Any, Any, Any], SamplesEpisodes):
             labels=self.plan.y[b, :shown],
             predictions=None if steps else [int(p[b]) for p in self.predictions],
             image_shape=(view.channels, view.height, view.width),
+            what="image" if view.network is None else "features",
             title=f"{self.source.spec.id} · {self.source.args.split} · task {self.plan.task[b]} "
             f"· episode {self.plan.episode[b]}",
         )

@@ -326,9 +326,10 @@ def _episode_pixels(source: EpisodeSource) -> UInt8[np.ndarray, "height width 3"
     from matplotlib.figure import Figure
 
     sampler, plan = source.sampler, source.plan([0])
-    images = np.tile(sampler.inputs(plan)[0, :STEPS].numpy(), (1, sampler.copies))
+    images = np.tile(sampler.shown(plan)[0, :STEPS].numpy(), (1, sampler.copies))
     seen = sampler.realise(plan).x[0, :STEPS].numpy()
-    rows = (("image", images), ("input xₜ", seen / 6 + 0.5))  # −3 is black, 3 is white
+    what = "image" if sampler.view.network is None else "features"
+    rows = ((what, images), ("input xₜ", seen / 6 + 0.5))  # −3 is black, 3 is white
     width = LEFT + STEPS * (TILE + GAP)
     height = TOP + len(rows) * (TILE + GAP) + BOTTOM
     figure = Figure(figsize=(width / 100, height / 100), dpi=100)
@@ -345,9 +346,9 @@ def _episode_pixels(source: EpisodeSource) -> UInt8[np.ndarray, "height width 3"
         write(GAP, top + TILE // 2, name)
         for step, value in enumerate(values):
             tile = _tile(value, sampler.view)
-            margin = (TILE - len(tile)) // 2
-            left = LEFT + step * (TILE + GAP) + margin
-            figure.figimage(tile, left, height - top - margin - len(tile), origin="upper")
+            above, before = ((TILE - side) // 2 for side in tile.shape[:2])
+            left = LEFT + step * (TILE + GAP) + before
+            figure.figimage(tile, left, height - top - above - len(tile), origin="upper")
     middle = height - BOTTOM // 2 - GAP // 2
     write(GAP, middle, "label yₜ")
     for step, label in enumerate(plan.y[0, :STEPS]):
@@ -357,10 +358,10 @@ def _episode_pixels(source: EpisodeSource) -> UInt8[np.ndarray, "height width 3"
     return pixels[..., :3].copy()
 
 
-def _tile(values: Float[np.ndarray, " D"], view: View) -> UInt8[np.ndarray, "side side 3"]:
+def _tile(values: Float[np.ndarray, " D"], view: View) -> UInt8[np.ndarray, "height width 3"]:
     """An input as an image, each of its pixels as large as fits, without a blend between them."""
     pixels = np.rint(np.clip(values, 0.0, 1.0) * 255).astype(np.uint8)
     pixels = pixels.reshape(view.channels, view.height, view.width).transpose(1, 2, 0)
-    scale = TILE // view.height
+    scale = TILE // max(view.height, view.width)
     large = pixels.repeat(scale, axis=0).repeat(scale, axis=1)
     return np.broadcast_to(large, (*large.shape[:2], 3)).copy()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from importlib import resources
 from typing import Any, Literal
 
@@ -81,9 +82,17 @@ def frozen_labels(env_id: str, num_episodes: int = FROZEN_EPISODES) -> UInt8[np.
     return _all_frozen_labels(spec.base)[:num_episodes]
 
 
-def evaluation_fingerprint(env_id: str, split: Split = "unseen", seed: int = 0) -> str:
-    """Fingerprint of the standard evaluation of an environment."""
-    return fingerprint(find_spec(env_id), EnvArgs(split=split, seed=seed))
+def evaluation_fingerprint(
+    env_id: str,
+    split: Split = "unseen",
+    seed: int = 0,
+    data_dir: str | os.PathLike[str] | None = None,
+) -> str:
+    """Fingerprint of the standard evaluation of an environment.
+
+    ``data_dir`` is needed only for features of the user's own network that are nowhere else.
+    """
+    return fingerprint(find_spec(env_id), EnvArgs(split=split, seed=seed), data_dir)
 
 
 def check_env(env: "gymnasium.Env[Any, Any] | str", **kwargs: Any) -> None:

@@ -23,10 +23,9 @@ SHOWN_DEMOS = 4
 def vector_facts(spec: EnvSpec) -> dict[str, str]:
     """Name of a fact → Markdown, for an environment of vectors."""
     row, view = dataset(spec.base), view_of(spec)
-    colour = "colour" if view.channels == 3 else "grey"
     counts = " and ".join(f"{n:,} {split}" for split, n in row.counts.items())
     facts = {
-        "Inputs": f"{markdown_text(row.title)}; {view.height}×{view.width} {colour}, projected",
+        "Inputs": f"{markdown_text(row.title)}; {view.title}, projected",
         "Size": f"D = {spec.num_features:,}, C = {spec.num_classes}, T = {spec.episode_length}; "
         + (f"{counts} examples" if counts else "examples are made from the task's key"),
         "Class balance": _class_balance(spec),

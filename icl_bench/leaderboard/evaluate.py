@@ -141,7 +141,9 @@ def _evaluate(args: argparse.Namespace) -> int:
     )
     at_hand = _at_hand(args, envs)
     run = new_run_folder(args.runs, args.suite or args.env, entry.name, args.seed)
-    fingerprints = {env: evaluation_fingerprint(env, args.split) for env in at_hand}
+    fingerprints = {
+        env: evaluation_fingerprint(env, args.split, data_dir=args.data_dir) for env in at_hand
+    }
     write_meta(run, entry, args.suite, fingerprints)
     if reference:
         write_settings(run / SETTINGS, args.learner, {"num_classes": max(classes)})

@@ -128,8 +128,8 @@ class TaskSampler:
     Args:
         distribution: What the integers depend on.
         view: Image size; fixes D.
-        pixels: All images of the split, in [0, 1], N rows of P features, on any device; ``None``
-            for synthetic data (uniform points).
+        pixels: All images of the split, in [0, 1], N rows of P features, on any device, or
+            features of a network; ``None`` for synthetic data (uniform points).
         copies: Equal blocks of features that one row stands for: D = copies · P.
         labels: Labels of the split, in [0, C); ``None`` for synthetic data.
         stats: Mean and standard deviation of all pixels, for z-normalisation.
@@ -235,12 +235,20 @@ class TaskSampler:
     # Floats
 
     def inputs(self, plan: Plan) -> Float[Tensor, "B T P"]:
-        """Images of the episodes before normalisation and projection, in [0, 1], unprojected."""
+        """Images (or features) of the episodes before normalisation and projection."""
         if self.pixels is None:
             points = self._points(plan.task)
             slot = torch.from_numpy(plan.slot).to(self.device)
             return points[torch.arange(len(slot), device=self.device)[:, None], slot]
         return self.pixels[torch.from_numpy(plan.example).to(self.device)]
+
+    def shown(self, plan: Plan) -> Float[Tensor, "B T P"]:
+        """``inputs`` for a picture, in [0, 1]; features from −3 to 3 standard deviations."""
+        inputs = self.inputs(plan)
+        if self.view.network is None:
+            return inputs
+        spread = inputs.std().clamp_min(1e-12)
+        return ((inputs - inputs.mean()) / (6 * spread) + 0.5).clamp(0, 1)
 
     def _points(self, tasks: Int[np.ndarray, " B"]) -> Float[Tensor, "B points D"]:
         """The points of Random tasks, U[0, 1) with 24 bits, keyed by D, pool, task seed and k."""

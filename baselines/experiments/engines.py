@@ -1,0 +1,270 @@
+"""Who computes the runs: this process, or a pool of processes on this machine.
+
+An engine takes runs and gives an outcome as soon as one has ended. A run that fails does not stop
+the others; a worker that dies is replaced and its run tried again, from its checkpoint.
+"""
+
+import abc
+import collections
+import contextlib
+import dataclasses
+import errno
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Generator, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+
+from baselines.experiments.execute import execute
+from baselines.experiments.spec import ExperimentError, Run
+from baselines.experiments.store import Store
+
+# Seconds that workers have, once told to stop, to end a step and write a checkpoint.
+GRACE = 30.0
+
+# Libraries read their number of threads when they are loaded.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run has ended.
+
+    Attributes:
+        run: The run.
+        error: None if it is finished; else the last line of what went wrong.
+        full: Whether it went wrong because the disk is full.
+    """
+
+    run: Run
+    error: str | None = None
+    full: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine(abc.ABC):
+    """Computes runs.
+
+    Attributes:
+        threads: PyTorch's threads of one run.
+        device: Where runs are computed.
+    """
+
+    threads: int = 1
+    device: str = "auto"
+
+    def check(self, store: Store) -> None:
+        """Raise if the engine cannot work here, before any run begins.
+
+        Raises:
+            ExperimentError: With the way out.
+        """
+        if self.threads < 1:
+            raise ExperimentError(f"--threads must be 1 or more, not {self.threads}")
+
+    @abc.abstractmethod
+    def outcomes(self, runs: Sequence[Run], store: Store) -> Generator[Outcome, None, None]:
+        """Compute these runs, in any order; closing the iterator ends what is under way.
+
+        What is under way then leaves a checkpoint to go on from.
+        """
+
+    def close(self) -> None:  # noqa: B027 (most engines hold nothing)
+        """Give back what is held between experiments."""
+
+
+def outcome_of(run: Run, store: Store, threads: int, device: str) -> Outcome:
+    """Compute a run in this process; whatever it raises is its outcome."""
+    try:
+        execute(run, store, threads, device)
+    except Exception as error:
+        return Outcome(run, traceback.format_exception_only(error)[-1].strip(), is_full(error))
+    return Outcome(run)
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came of, says that the disk is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if os.strerror(errno.ENOSPC) in str(error):  # of safetensors, for instance
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@dataclasses.dataclass(frozen=True)
+class InProcess(Engine):
+    """One run after the other in this process."""
+
+    def outcomes(self, runs: Sequence[Run], store: Store) -> Generator[Outcome, None, None]:
+        """See ``Engine``."""
+        for run in runs:
+            yield outcome_of(run, store, self.threads, self.device)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool(Engine):
+    """Processes on this machine that stay for many runs, so that a run costs no start of Python.
+
+    Attributes:
+        workers: Their number.
+        retries: How often a run is tried again whose worker has died.
+    """
+
+    workers: int = 2
+    retries: int = 2
+
+    def check(self, store: Store) -> None:
+        """See ``Engine``."""
+        super().check(store)
+        if self.workers < 1:
+            raise ExperimentError(f"--workers must be 1 or more, not {self.workers}")
+        if self.retries < 0:
+            raise ExperimentError(f"--retries must be 0 or more, not {self.retries}")
+
+    def outcomes(self, runs: Sequence[Run], store: Store) -> Generator[Outcome, None, None]:
+        """See ``Engine``."""
+        waiting = collections.deque((run, self.retries) for run in runs)
+        workers: list[_Worker] = []
+        try:
+            self._begin(waiting, workers, store)
+            while busy := {worker.answers: worker for worker in workers if worker.run}:
+                ended = []
+                for answer in wait(list(busy)):
+                    worker = busy[answer]  # type: ignore[index]
+                    run, left, outcome = worker.run, worker.left, worker.outcome()
+                    assert run is not None
+                    if outcome is not None:
+                        ended.append(outcome)
+                        continue
+                    workers.remove(worker)
+                    if left:
+                        waiting.append((run, left - 1))
+                    else:
+                        ended.append(Outcome(run, f"its worker died {1 + self.retries} times"))
+                self._begin(waiting, workers, store)
+                yield from ended
+        finally:
+            _stop(workers)
+
+    def _begin(
+        self,
+        waiting: "collections.deque[tuple[Run, int]]",
+        workers: "list[_Worker]",
+        store: Store,
+    ) -> None:
+        """Give waiting runs to idle workers, and to new ones while there may be more."""
+        idle = [worker for worker in workers if worker.run is None]
+        while waiting and (idle or len(workers) < self.workers):
+            if not idle:
+                workers.append(_Worker(self, store))
+                idle.append(workers[-1])
+            idle.pop().begin(*waiting.popleft())
+
+
+class _Worker:
+    """A process that computes one run after the other.
+
+    Attributes:
+        run: The run that it computes; None if it waits for one.
+        left: How often that run may be tried again.
+        answers: Is ready when the run has ended, or the process.
+    """
+
+    def __init__(self, engine: Pool, store: Store) -> None:
+        # Not forked: PyTorch's and numba's threads do not survive that.
+        context = multiprocessing.get_context("spawn")
+        self.answers, theirs = context.Pipe()
+        self.run: Run | None = None
+        self.left = 0
+        self.process: BaseProcess = context.Process(
+            target=_work, args=(theirs, store, engine.threads, engine.device), daemon=True
+        )
+        # An interrupt of the terminal is for the driver alone, from the worker's first moment on.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            with _threads_in_environment(engine.threads):
+                self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()  # so that the pipe ends with the worker
+
+    def begin(self, run: Run, left: int) -> None:
+        """Compute a run."""
+        self.run, self.left = run, left
+        with contextlib.suppress(OSError):  # it has died: found when its answer is read
+            self.answers.send(run)
+
+    def outcome(self) -> Outcome | None:
+        """The outcome of the run, once there is one; None if the process has died."""
+        try:
+            found: Outcome = self.answers.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            self.answers.close()
+            return None
+        self.run = None
+        return found
+
+
+def _stop(workers: Sequence[_Worker]) -> None:
+    """End the workers; runs under way leave a checkpoint."""
+    for worker in workers:
+        worker.answers.close()  # the end of one that waits
+        if worker.run is not None:
+            worker.process.terminate()
+    end = time.monotonic() + GRACE
+    try:
+        for worker in workers:
+            worker.process.join(max(0.0, end - time.monotonic()))
+    finally:  # at once if interrupted again
+        for worker in workers:
+            worker.process.kill()
+            worker.process.join()
+
+
+@contextlib.contextmanager
+def _threads_in_environment(threads: int) -> Iterator[None]:
+    """The variables that tell a new process's libraries how many threads to use."""
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _work(runs: "Connection[Outcome, Run]", store: Store, threads: int, device: str) -> None:
+    """Of a worker: compute the runs that come, until the driver has no more or has ended."""
+    _begin_worker(threads)
+    while True:
+        try:
+            runs.send(outcome_of(runs.recv(), store, threads, device))
+        except (EOFError, OSError):
+            return
+        except KeyboardInterrupt:  # told to stop, and the checkpoint is written
+            return
+
+
+def _begin_worker(threads: int) -> None:
+    """Of a worker: what it does not share with its driver; and that it ends with it, however."""
+    os.setpgid(0, 0)  # away from the interrupts of a terminal
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,1 @@
+"""One module for each experiment; ``EXPERIMENT`` in it is found by ``library.py``."""

@@ -1,0 +1,123 @@
+"""Figure 21: the deeper VSML, the slower its meta-training.
+
+Differs from the paper: it states no widths; ours is the default of ``baselines.vsml``, at the toy
+size 8.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from baselines.experiments import drawing, tables
+from baselines.experiments.findings import Claim, Verdict, difference, length_ratio, trend
+from baselines.experiments.plateaus import chance_loss, lengths, plateaus
+from baselines.experiments.spec import Experiment, Measure, Run, grid, settings
+from baselines.experiments.toy import toy
+
+# No repeated points: VSML learns to guess their labels by frequency and stays there.
+CPU = {
+    "neurons": 8,
+    "batch_size": 8,
+    "steps": 1000,
+    "lr": 2e-2,
+    "warmup": 20,
+    "clip": 0.1,
+    "repeat": 0.0,
+    "repeat_end": 0.0,
+    "log_every": 10,
+    "eval_every": 100,
+    "checkpoint_every": 100,
+}
+
+
+def paper() -> list[Run]:
+    """MNIST as for Table 2, one to three layers, four seeds."""
+    return [
+        Run("vsml", settings("vsml", "paper", **point), Measure(("unseen",)))
+        for point in grid(layers=[1, 2, 3], seed=range(4))
+    ]
+
+
+def cpu() -> list[Run]:
+    """One to three layers at the toy size with the learning rate of VSML's preset; four seeds."""
+    return [
+        Run("vsml", toy("vsml", **CPU, **point), Measure(("unseen",)))
+        for point in grid(layers=[1, 2, 3], seed=range(4))
+    ]
+
+
+def runs_of(table: pd.DataFrame) -> pd.DataFrame:
+    """Of every run: steps until the loss leaves chance, training loss and accuracy at the end."""
+    found = lengths(table, ["layers"]).set_index("run")
+    ends = tables.ends(table, [], ["unseen"]).set_index("run")
+    found["loss"] = tables.final_losses(table)
+    return found.join(ends["last"]).reset_index()
+
+
+def summarise(table: pd.DataFrame) -> pd.DataFrame:
+    """Steps until the loss leaves chance (a lower bound where it has not), loss and accuracy."""
+    found = runs_of(table)
+    summary = tables.over_seeds(found, ["layers"], ["length", "loss", "last"])
+    return summary.assign(censored=found.groupby("layers")["censored"].sum().to_numpy())
+
+
+def plot(table: pd.DataFrame, summary: pd.DataFrame, path: Path) -> None:
+    """Training loss, mean over seeds, and how long it stays at chance."""
+    figure, (loss, length) = drawing.panels(2, "Depth of VSML and speed of meta-training")
+    losses, runs = tables.training_curves(table), runs_of(table)
+    depths = sorted(summary.layers)
+    for depth, style in zip(depths, drawing.styles(), strict=False):
+        rows = runs[runs.layers == depth]
+        mean = losses.loc[list(rows.run)].mean()
+        name = f"{depth} layer{'s' if depth > 1 else ''}"
+        drawing.line(loss, mean.index, mean, name, style, markers=False)
+        cut = rows.censored.astype(bool)
+        places = np.full(len(rows), depth)
+        length.plot(places[~cut], rows.length[~cut], "o", color=style["color"], markersize=4)
+        length.plot(places[cut], rows.length[cut], "^", color=style["color"], mfc="none")
+    drawing.guessing(loss, chance_loss(table))
+    drawing.name_axes(loss, "training loss, mean over seeds", "outer steps", "nats")
+    length.set_xticks(depths, [str(depth) for depth in depths])
+    drawing.name_axes(length, "until the loss leaves chance (△ not left)", "layers", "outer steps")
+    drawing.save(figure, path)
+
+
+def judge(table: pd.DataFrame, summary: pd.DataFrame) -> Verdict:
+    """Do deeper learners leave chance later, and is their loss larger after equal steps?"""
+    runs, measured = runs_of(table), plateaus(table)
+    deep, flat = (runs[runs.layers == n] for n in (runs.layers.max(), runs.layers.min()))
+    later = length_ratio([measured[r] for r in deep.run], [measured[r] for r in flat.run])
+    shown = trend(runs.layers.to_numpy(), runs.length.to_numpy(dtype=np.float64))
+    worse = difference(deep.loss.to_numpy(), flat.loss.to_numpy())
+    names = f"{runs.layers.max()} layers", f"{runs.layers.min()}"
+    return Verdict(
+        (
+            Claim("the deeper, the later the loss leaves chance", shown.rises, detail=str(shown)),
+            Claim(
+                f"{names[0]} leave it later than {names[1]}",
+                later.above(1),
+                later,
+                "ratio of outer steps",
+            ),
+            Claim(
+                f"after equal steps the loss of {names[0]} is larger than of {names[1]}",
+                worse.above(0),
+                worse,
+                "nats",
+            ),
+        )
+    )
+
+
+EXPERIMENT = Experiment(
+    name="vsml-depth",
+    figure="Figure 21",
+    title="Deeper VSML trains slower",
+    finding="The more layers VSML has, the slower its meta-training.",
+    presets={"paper": paper, "cpu": cpu},
+    summarise=summarise,
+    plot=plot,
+    judge=judge,
+    limits="Hidden layers of 8 neurons, 16 inputs and 5 classes: how much slower depends on them.",
+)
