@@ -26,7 +26,7 @@ from baselines.experiments.store import Store
 # Runs before the measured ones, of each worker.
 WARM_UP = 3
 MOST_OVERHEAD, LEAST_SCALING = 0.5, 1.7
-SHORT_STEPS, LONG_STEPS = 10, 400
+SHORT_STEPS, LONG_STEPS = 10, 300
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +61,7 @@ def run_of(seed: int, steps: int) -> Run:
         episode_length=20,
         num_tasks=None,
         steps=steps,
+        optimizer="adam",
         warmup=0,
         repeat_steps=(0, 0),
         eval_every=0,

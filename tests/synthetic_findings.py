@@ -114,7 +114,8 @@ def batch_not(run: Run) -> pd.DataFrame:
 
 def bias_rows(run: Run, factor: float) -> pd.DataFrame:
     share = max(getattr(run.config, name) for name in READINGS)
-    return joined(train(run, 800 * factor**share), final(run, places(run, LEARNED, LEARNED)))
+    learned = (CHANCE, 0.5 + 0.2 * share * (1 if factor < 1 else -1))
+    return joined(train(run, 800 * factor**share), final(run, places(run, learned, learned)))
 
 
 def bias_shown(run: Run) -> pd.DataFrame:
@@ -203,8 +204,8 @@ def decay_not(run: Run) -> pd.DataFrame:
 
 
 def depth_rows(run: Run, layers: int) -> pd.DataFrame:
-    lows = train(run, 100 * layers**1.2, 0.4 + 0.2 * layers)
-    return joined(lows, final(run, {"unseen": LEARNED}))
+    losses = train(run, 100 * layers**1.2, 0.4 + 0.2 * layers, chance=math.log(10))
+    return joined(losses, final(run, {"unseen": (0.1, 0.7)}))
 
 
 def depth_shown(run: Run) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """Figures of experiments in the style of the library's: no pyplot, no date, colours for all."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def panels(
             axes.spines[side].set_visible(False)
         axes.grid(color=FAINT, linewidth=0.6)
         axes.set_axisbelow(True)
-        axes.tick_params(labelsize=8, colors=INK)
+        axes.tick_params(which="both", labelsize=8, colors=INK)
     figure.suptitle(title, fontsize=10, color=INK)
     return figure, grid[:count]
 
@@ -81,7 +81,7 @@ def summary_line(
     line(axes, frame[x], frame[y], label, style, frame[f"{y}_low"], frame[f"{y}_high"])
 
 
-def powers_of_two(axes: Axes, values: Sequence[float], label: str) -> None:
+def powers_of_two(axes: Axes, values: pd.Series, label: str) -> None:
     """A logarithmic axis with a tick at each second power of two in the range."""
     low, high = int(np.floor(np.log2(min(values)))), int(np.ceil(np.log2(max(values))))
     step = max(1, -(-(high - low) // 8))

@@ -190,7 +190,7 @@ def run_program(baseline: str, config: Any, path: Path) -> pd.DataFrame:
         references.run(baseline, config, path)
     parts = [log_rows(common.JsonlLog(path / "metrics.jsonl"))]
     for result in load_run(path).results:
-        curve = result.correct().mean(axis=0)
+        curve = result.correct.mean(axis=0)
         parts.append(rows_of("final", result.env, 0, np.arange(len(curve)), "accuracy", curve))
     return pd.concat([part for part in parts if len(part)], ignore_index=True)
 

@@ -213,7 +213,9 @@ def _reach(address: str) -> None:
     except subprocess.TimeoutExpired:
         reason = f"no answer within {REACH:g} s"
     except subprocess.CalledProcessError as error:
-        reason = next(iter(reversed(error.stderr.strip().splitlines())), f"status {error}")
+        reason = next(iter(reversed(error.stderr.strip().splitlines())), str(error))
+        if "AuthenticationError" in error.stderr:
+            reason = "it asks for a token: set RAY_AUTH_MODE=token here, as Ray's manual says"
     raise ExperimentError(
         f"no Ray cluster can be joined at {address} ({reason}): start one by `ray start --head`, "
         "or leave --address away to start one on this machine"

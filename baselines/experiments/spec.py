@@ -271,7 +271,7 @@ class Experiment:
         Args:
             preset: Name.
             seeds: Only those with a seed below this number.
-            changes: Settings that are changed in all of them.
+            changes: Settings that are changed in all runs that have them.
 
         Raises:
             ExperimentError: For an unknown preset or setting, settings out of range, or no runs.
@@ -283,11 +283,14 @@ class Experiment:
         if seeds is not None and seeds < 1:
             raise ExperimentError(f"--seeds must be 1 or more, not {seeds}")
         found: dict[str, Run] = {}
-        for run in self.presets[preset]():
+        whole = self.presets[preset]()
+        self._check_changes(whole, changes)
+        for run in whole:
             if seeds is not None and run.config.seed >= seeds:
                 continue
-            if changes:
-                run = dataclasses.replace(run, config=change(run.config, changes))
+            has = {name: v for name, v in changes.items() if hasattr(run.config, name)}
+            if has:
+                run = dataclasses.replace(run, config=change(run.config, has))
             run.check()
             found.setdefault(run.key, run)
         if not found:
@@ -296,3 +299,17 @@ class Experiment:
                 + (f" with a seed below {seeds}" if seeds is not None else "")
             )
         return list(found.values())
+
+    def _check_changes(self, runs: Sequence[Run], changes: Mapping[str, Any]) -> None:
+        """Raise unless every change is of a setting that runs have and in which they agree."""
+        known = {f.name: None for run in runs for f in dataclasses.fields(run.config)}
+        for name, value in changes.items():
+            having = [run for run in runs if hasattr(run.config, name)]
+            if not having:
+                change(runs[0].config, {name: value})  # says what is wrong with it
+                raise ExperimentError(f"no setting {name!r}{did_you_mean(name, list(known))}")
+            if len({repr(getattr(run.config, name)) for run in having}) > 1:
+                way = "--seeds takes fewer of them" if name == "seed" else "a TOML file can"
+                raise ExperimentError(
+                    f"{name} is what the runs of {self.name} differ in, it cannot be changed: {way}"
+                )

@@ -72,16 +72,18 @@ def plot(table: pd.DataFrame, summary: pd.DataFrame, path: Path) -> None:
     figure, (states, steps, tasks) = drawing.panels(3, "Batch size, number of tasks, plateau")
     found = runs_of(table)
     for (state, name), style in zip(STATES.items(), drawing.styles(), strict=False):
+        color, marker = style["color"], style["marker"]
+        fill = "none" if state == "plateau" else color
         # The area of a mark is the share of the runs at this point.
         states.scatter(
             summary.batch_size,
             summary.num_tasks,
             s=90 * summary[state],
-            facecolors="none" if state == "plateau" else style["color"],
-            edgecolors=style["color"],
-            marker=style["marker"],
-            label=name,
+            facecolors=fill,
+            edgecolors=color,
+            marker=marker,
         )
+        states.plot([], [], marker, color=color, mfc=fill, label=name)
     states.set_yscale("log", base=2)
     drawing.name_axes(states, "what the runs do", None, "number of training tasks")
     for axes, value in ((steps, "length"), (tasks, "tasks_seen")):

@@ -1,7 +1,8 @@
 """Figure 21: the deeper VSML, the slower its meta-training.
 
-Differs from the paper: it states no widths; ours is the default of ``baselines.vsml``, at the toy
-size 8.
+Differs from the paper: it states no widths; ours is the default of ``baselines.vsml``, with the
+preset ``cpu`` 8. The toy size of the other experiments would not do: with 16 inputs and episodes of
+20 steps VSML stays at chance for longer than 600 outer steps.
 """
 
 from pathlib import Path
@@ -13,22 +14,9 @@ from baselines.experiments import drawing, tables
 from baselines.experiments.findings import Claim, Verdict, difference, length_ratio, trend
 from baselines.experiments.plateaus import chance_loss, lengths, plateaus
 from baselines.experiments.spec import Experiment, Measure, Run, grid, settings
-from baselines.experiments.toy import toy
 
-# No repeated points: VSML learns to guess their labels by frequency and stays there.
-CPU = {
-    "neurons": 8,
-    "batch_size": 8,
-    "steps": 1000,
-    "lr": 2e-2,
-    "warmup": 20,
-    "clip": 0.1,
-    "repeat": 0.0,
-    "repeat_end": 0.0,
-    "log_every": 10,
-    "eval_every": 100,
-    "checkpoint_every": 100,
-}
+# Training curves would be measured on every data set of this size at hand.
+CPU = {"env": "Digits-Proj8-v0", "neurons": 8, "steps": 500, "log_every": 10, "eval_every": 0}
 
 
 def paper() -> list[Run]:
@@ -40,9 +28,9 @@ def paper() -> list[Run]:
 
 
 def cpu() -> list[Run]:
-    """One to three layers at the toy size with the learning rate of VSML's preset; four seeds."""
+    """The preset of VSML on the embedded digits at 8×8 pixels, 8 neurons a layer; four seeds."""
     return [
-        Run("vsml", toy("vsml", **CPU, **point), Measure(("unseen",)))
+        Run("vsml", settings("vsml", "cpu", **CPU, **point), Measure(("unseen",), 256))
         for point in grid(layers=[1, 2, 3], seed=range(4))
     ]
 
@@ -119,5 +107,6 @@ EXPERIMENT = Experiment(
     summarise=summarise,
     plot=plot,
     judge=judge,
-    limits="Hidden layers of 8 neurons, 16 inputs and 5 classes: how much slower depends on them.",
+    limits="Hidden layers of 8 neurons and 500 outer steps: of plateaus that outlast them only a "
+    "lower bound is known.",
 )

@@ -67,14 +67,13 @@ def late_rises(table: pd.DataFrame) -> pd.DataFrame:
         rows.append(
             {
                 "run": run,
-                **about.loc[run],
                 "memorised": first,
                 "rise": rise,
                 "seen": seen.iloc[-1],
                 "unseen": unseen.iloc[-1],
             }
         )
-    return pd.DataFrame(rows)
+    return about.join(pd.DataFrame(rows).set_index("run")).reset_index()
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
