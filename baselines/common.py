@@ -113,8 +113,15 @@ class RunConfig(BaseConfig):
         )
 
     def fingerprints(self) -> dict[str, str]:
-        """Environments to evaluate on, and what decides the numbers of their evaluation."""
-        return {env: evaluation_fingerprint(env, data_dir=self.data_dir) for env in self.envs}
+        """Environments to evaluate on, and what decides the numbers of their evaluation.
+
+        Without those that lack the features of the user's own network, which decide them.
+        """
+        found = {}
+        for env in self.envs:
+            with contextlib.suppress(MissingDataError):
+                found[env] = evaluation_fingerprint(env, data_dir=self.data_dir)
+        return found
 
     def evaluated_suite(self) -> str | None:
         """The suite that the run is evaluated for; None if for none."""
@@ -252,9 +259,12 @@ def open_run(config: BaseConfig, entry: EntryInfo, program: str) -> Iterator[Run
 def _write_meta(run: RunFolder, entry: EntryInfo) -> None:
     old = read_meta(run.path) if (run.path / "meta.json").exists() else None
     fingerprints = run.config.fingerprints()
-    if old is not None and old.get("fingerprints") != fingerprints:
+    if old is not None and (before := old.get("fingerprints") or {}) != fingerprints:
+        envs = before.keys() | fingerprints.keys()
+        other = sorted(env for env in envs if before.get(env) != fingerprints.get(env))
         raise ValueError(
-            f"{run.path} was begun with environments of another version: start a new run"
+            f"{run.path} was begun with environments of another version, or with features of other "
+            f"networks at hand ({', '.join(other)}): start a new run"
         )
     more = {
         "commit": _commit(),

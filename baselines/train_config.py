@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from baselines import common, optim
 from baselines.process import world_size
-from icl_bench.registration import find_spec
+from icl_bench.data.features import chosen_network
+from icl_bench.registration import find_spec, view_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +109,9 @@ class TrainConfig(common.RunConfig):
         return self.repeat + done * (self.repeat_end - self.repeat)
 
     def meta_train_kwargs(self) -> dict[str, Any]:
-        """Arguments of ``make`` for meta-training."""
-        return {
+        """Arguments of ``make`` for meta-training; of features, the network that is chosen."""
+        network = chosen_network(view_of(find_spec(self.meta_train)))
+        return ({} if network is None else {"network": network}) | {
             "num_tasks": self.num_tasks,
             "bias": self.bias,
             "single_task": self.single_task,

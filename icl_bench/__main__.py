@@ -203,7 +203,7 @@ def _images_at_hand(base: str, data_dir: str | None) -> str:
 def _show(args: argparse.Namespace) -> int:
     from icl_bench.catalog import SUITES, TEXT_SUITES
     from icl_bench.data.features import chosen_network, network_at_hand
-    from icl_bench.data.images import dataset
+    from icl_bench.data.images import MissingDataError, dataset
     from icl_bench.evaluation.protocol import evaluation_fingerprint
     from icl_bench.registration import cross, find_any_spec, view_of
 
@@ -223,6 +223,10 @@ def _show(args: argparse.Namespace) -> int:
     )
     pinned = [split for split, checksum in row.sha256.items() if checksum]
     name = chosen_network(view)
+    try:
+        fingerprint = evaluation_fingerprint(spec.id)
+    except MissingDataError:  # it holds the features of the user's own network
+        fingerprint = f"not known without the features of {name}"
     network = f"\n  Network       {name}: {network_at_hand(name, spec.base)}" if name else ""
     print(f"""{spec.id}
   Description   {row.title}; {view.title}, projected, labels permuted
@@ -237,7 +241,7 @@ def _show(args: argparse.Namespace) -> int:
   Licence       {row.licence or "-"}
   Citation      {row.citation or "-"}
   Cross         {", ".join(cross(spec.id)) or "-"}
-  Fingerprint   {evaluation_fingerprint(spec.id)}
+  Fingerprint   {fingerprint}
   History       {" ".join(spec.history)}""")
     return 0
 

@@ -190,7 +190,9 @@ def test_list_says_whose_data_are_at_hand(run, tmp_path) -> None:
     (tmp_path / "images" / "KMNIST" / "test.npz").touch()
     status, out, err = run("list", "--data-dir", tmp_path)
     assert (status, err) == (0, "")
-    data = {line.split()[0]: line.split(maxsplit=4)[4] for line in out.splitlines()[2:23]}
+    data = {
+        line.split()[0]: line.split(maxsplit=4)[4] for line in out.splitlines()[2 : 2 + len(SPECS)]
+    }
     assert set(data) == set(SPECS)
     assert data[DIGITS] == "embedded"
     assert data[RANDOM] == "made from keys"
@@ -577,8 +579,8 @@ def test_verify_all_environments_at_hand(run) -> None:
     assert (status, err) == (0, "")
     assert "WRONG" not in out
     headings = [line for line in out.splitlines() if not line.startswith(" ")]
-    assert headings == [f"{row.name}-Proj8-v0" for row in DATASETS]
-    assert out.count("  ok    golden integers") == 2
+    assert headings == [f"{row.name}-Proj4-v0" for row in DATASETS]
+    assert out.count("  ok    golden integers") == 4
     assert out.count("is not at hand") == 5
 
 

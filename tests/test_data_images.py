@@ -115,6 +115,19 @@ def test_real_images_are_those_of_the_catalog(real_data, name, split, checksum) 
         np.testing.assert_array_equal(archive["labels"], data.labels)
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_halves_of_the_digits_are_its_images_with_classes_from_0(split: str) -> None:
+    whole = load_images("Digits", split)
+    for name, first in (("DigitsLow", 0), ("DigitsHigh", 5)):
+        half = load_images(name, split)
+        kept = [i for i, label in enumerate(whole.labels.tolist()) if first <= label < first + 5]
+        np.testing.assert_array_equal(half.images, whole.images[kept])
+        assert half.labels.tolist() == [int(whole.labels[i]) - first for i in kept]
+        assert half.labels.dtype == np.uint8
+        assert dataset(name).counts[split] == len(kept)
+        assert set(half.labels.tolist()) == set(range(5)) == set(range(dataset(name).num_classes))
+
+
 # Mean and standard deviation that everybody normalises with, at the original size.
 @pytest.mark.parametrize(
     ("name", "split", "mean", "std"),

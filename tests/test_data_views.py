@@ -174,7 +174,9 @@ def test_statistics_are_numpys() -> None:
 
 
 @pytest.mark.parametrize("view", PIXEL_VIEWS.values(), ids=lambda view: view.name)
-@pytest.mark.parametrize("name", ["MNIST", "FashionMNIST", "KMNIST", "Digits"])
+@pytest.mark.parametrize(
+    "name", ["MNIST", "FashionMNIST", "KMNIST", "Digits", "DigitsLow", "DigitsHigh"]
+)
 def test_statistics_of_the_catalog_are_those_of_the_data(name: str, view: View, request) -> None:
     row = dataset(name)
     folder = None if name == "Digits" else request.getfixturevalue("real_data")

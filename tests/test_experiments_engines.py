@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from tiny_sweeps import (
     LONG,
@@ -25,7 +27,7 @@ from tiny_sweeps import (
 from baselines import checkpoint, gpicl
 from baselines.experiments import engines
 from baselines.experiments.engines import InProcess, Outcome, Pool, is_full
-from baselines.experiments.spec import ExperimentError, Measure, Run, settings
+from baselines.experiments.spec import COLUMNS, ExperimentError, Measure, Run, settings
 from baselines.experiments.store import Store
 from baselines.experiments.sweep import check_inputs, read_table, sweep, weights_of
 from baselines.sequence import build_model
@@ -235,3 +237,34 @@ def test_a_learner_that_is_not_trained_is_measured(store: Store) -> None:
     table = read_table(report.folder)
     accuracy = table[(table["on"] == "unseen") & (table["metric"] == "accuracy")]
     assert accuracy["value"].iloc[-10:].mean() > accuracy["value"].iloc[0] + 0.2
+
+
+def test_runs_trained_together_give_what_they_give_alone(store: Store, tmp_path: Path) -> None:
+    """A group of three, one of two, and one that fails; two seeds differ in their rate as well."""
+    good = [tiny(seed=seed, lr=1e-3 * (1 + seed), optimizer="adam") for seed in range(4)]
+    bad = tiny(seed=9, lr=1e30, optimizer="adam")
+    runs = [*good[:2], bad, *good[2:]]
+    report = sweep(experiment(runs), "cpu", runs, store, InProcess(together=3))
+    assert [found.run for found in report.failed] == [bad]
+    assert (store.run_folder(bad.key) / "failed.txt").exists()
+    alone = Store(tmp_path / "alone")
+    sweep(experiment(good), "cpu", good, alone, InProcess())
+    names = [*COLUMNS]
+    for run in good:
+        together, single = (
+            pd.read_parquet(s.run_folder(run.key) / "rows.parquet") for s in (store, alone)
+        )
+        about = [name for name in names if name != "value"]
+        pd.testing.assert_frame_equal(together[about], single[about])
+        training = together["source"] == "train"
+        np.testing.assert_allclose(
+            together.value[training], single.value[training], rtol=1e-3, atol=1e-6
+        )
+
+
+def test_a_pool_computes_groups(store: Store) -> None:
+    runs = [tiny(seed=seed, optimizer="adam") for seed in range(3)]
+    pool = Pool(workers=1, together=2)
+    assert sweep(experiment(runs), "cpu", runs, store, pool).finished == 3
+    with pytest.raises(ExperimentError, match="--together must be 1 or more, not 0"):
+        Pool(together=0).check(store)

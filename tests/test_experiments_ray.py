@@ -22,11 +22,13 @@ from tiny_sweeps import (
     wait_for,
 )
 
+from baselines.experiments import ray_engine
 from baselines.experiments.engines import InProcess, Outcome
-from baselines.experiments.ray_engine import RayEngine, check_versions, versions
+from baselines.experiments.ray_engine import RayEngine, check_key, check_versions, versions
 from baselines.experiments.spec import ExperimentError, Run
 from baselines.experiments.store import Store
 from baselines.experiments.sweep import sweep
+from icl_bench.data.features import NETWORK_VARIABLE
 
 STORE_BYTES = 100 * 2**20
 
@@ -89,6 +91,43 @@ def test_a_node_of_another_version_is_named() -> None:
     for what in here:
         with pytest.raises(ExperimentError, match=f"node node-7 has another version of {what}, 0 "):
             check_versions(here | {what: "0"}, here, "node-7")
+
+
+def test_a_node_with_another_network_computes_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(NETWORK_VARIABLE, raising=False)
+    pixels, features = tiny(), tiny(env="DigitsLow-Emb-v0")
+    assert pixels.key != features.key
+    monkeypatch.setenv(NETWORK_VARIABLE, "efficientnet-lite0")  # as if set on the node
+    check_key(pixels)
+    with pytest.raises(ExperimentError, match=f"features of another network.*{features.key}"):
+        check_key(features)
+    (store.root / "driver.lock").touch()
+    (found,) = ray_engine._compute([features], store, 1, "cpu", versions())
+    assert "features of another network" in str(found.error)
+    assert not store.run_folder(features.key).exists()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "taken"), [("efficientnet-lite0", "efficientnet-lite0"), (None, "")]
+)
+def test_tasks_have_the_network_of_the_driver_and_not_of_their_node(
+    monkeypatch: pytest.MonkeyPatch, chosen: str | None, taken: str
+) -> None:
+    monkeypatch.delenv(NETWORK_VARIABLE, raising=False)
+    if chosen is not None:
+        monkeypatch.setenv(NETWORK_VARIABLE, chosen)
+    asked: dict[str, Any] = {}
+
+    class Spy:
+        def remote(self, **options: Any) -> Any:
+            asked.update(options)
+            return lambda function: function
+
+    monkeypatch.setattr(ray_engine, "_ray", Spy)
+    RayEngine()._task(versions)
+    assert asked["runtime_env"]["env_vars"][NETWORK_VARIABLE] == taken
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "ray://:1", "x:y"])

@@ -1,6 +1,7 @@
 """Features: the view Emb, networks and their weights, the user's own features, what records say."""
 
 import dataclasses
+import functools
 import hashlib
 import pickle
 import shutil
@@ -17,6 +18,7 @@ from gymnasium.utils.env_checker import check_env
 from user_sets import restored_registries
 
 import icl_bench
+from baselines import cli, gpicl, sgd, train
 from icl_bench.__main__ import main
 from icl_bench.catalog import ENVIRONMENTS, VIEWS
 from icl_bench.data import features, networks, views
@@ -26,8 +28,12 @@ from icl_bench.data.images import DataError, MissingDataError, load_images
 from icl_bench.data.networks import IMAGENET, NETWORKS, SIZE, Network, download_network
 from icl_bench.data.views import load_view
 from icl_bench.envs.source import EnvArgs, fingerprint
+from icl_bench.evaluation.plots import plot_learning_curves
 from icl_bench.evaluation.protocol import evaluation_fingerprint
 from icl_bench.evaluation.statistics import paired_difference, task_interval
+from icl_bench.leaderboard.runs import load_run
+from icl_bench.leaderboard.scoring import score_column
+from icl_bench.leaderboard.tables import board_from_runs
 from icl_bench.registration import EnvSpec, find_spec
 
 EMB, DIGITS = VIEWS["Emb"], "Digits-Emb-v0"
@@ -411,6 +417,67 @@ def test_weights_and_format_are_part_of_the_fingerprint(
     assert fingerprint(spec, args) == first
 
 
+def test_what_was_shown_is_told_and_networks_are_not_mixed(
+    root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    add_network(monkeypatch, root, "fake")
+    add_network(monkeypatch, root, "other", 600)
+    learner = icl_bench.NearestNeighbour()
+    fake, other = (
+        icl_bench.evaluate(learner, DIGITS, num_episodes=256, network=name)
+        for name in ("fake", "other")
+    )
+    with pytest.raises(ValueError, match="identical episodes: they are features of fake and other"):
+        score_column([fake, other], 256)
+    with pytest.raises(ValueError, match=f"{DIGITS} are by features of fake and other: draw a"):
+        plot_learning_curves({"a": {DIGITS: [fake]}, "b": {DIGITS: [other]}}, tmp_path / "a.png")
+    # The variable of whoever looks at a run does not matter.
+    folders = [
+        icl_bench.save_run([result], tmp_path / "runs", name=name)
+        for name, result in (("a", fake), ("b", other))
+    ]
+    table = board_from_runs([load_run(folder) for folder in folders])
+    assert f"a: {DIGITS}: features of the network fake." in table
+    assert f"b: {DIGITS}: features of the network other." in table
+    assert "not the standard" not in table
+    strange = dataclasses.replace(fake, fingerprint="0" * 64)
+    folder = icl_bench.save_run([strange], tmp_path / "runs", name="c")
+    assert f"{DIGITS} is not the standard evaluation" in board_from_runs([load_run(folder)])
+
+
+def test_a_meta_training_says_its_network_and_goes_on_with_no_other(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("fake", "other"):
+        add_network(monkeypatch, root, name)
+    monkeypatch.setenv(features.NETWORK_VARIABLE, "fake")
+    small = "--width 8 --layers 1 --heads 1 --batch-size 2 --steps 2 --warmup 0 --episodes 32"
+    runs = root / "runs"
+    given = ["--env", "DigitsLow-Emb-v0", *small.split(), "--eval-every", "0"]
+
+    def program(*arguments: str) -> int:
+        return cli.main(
+            functools.partial(train.run, method=gpicl.METHOD),
+            gpicl.PRESETS,
+            gpicl.METHOD.program,
+            "About.",
+            list(arguments),
+        )
+
+    assert program(*given, "--runs", str(runs)) == 0
+    (folder,) = runs.iterdir()
+    entry = load_run(folder).entry
+    assert entry.meta_train_kwargs["network"] == "fake"
+    config = gpicl.Config(env="DigitsLow-Proj4-v0")
+    assert "network" not in config.meta_train_kwargs()
+    capsys.readouterr()
+    monkeypatch.setenv(features.NETWORK_VARIABLE, "other")
+    assert program("--resume", str(folder)) == 2
+    message = capsys.readouterr().err
+    assert "features of other networks" in message
+    assert "DigitsLow-Emb-v0" in message
+
+
 def test_environments_of_pixels_know_nothing_of_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     env_id = "Digits-Proj8-v0"
     before = evaluation_fingerprint(env_id)
@@ -428,6 +495,12 @@ def test_environments_of_pixels_know_nothing_of_networks(monkeypatch: pytest.Mon
 def test_a_name_that_could_be_a_path_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="the name of a network is letters, digits"):
         icl_bench.make(DIGITS, network=name)
+
+
+def test_a_bad_name_in_the_variable_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(features.NETWORK_VARIABLE, "a/b")
+    with pytest.raises(ValueError, match=r"not 'a/b' \(ICL_BENCH_NETWORK\)"):
+        icl_bench.make(DIGITS)
 
 
 def test_a_network_is_given_by_name() -> None:
@@ -502,6 +575,27 @@ def test_an_interrupted_run_is_taken_up_where_it_stood(
     np.testing.assert_array_equal(found, whole)
 
 
+def test_a_process_that_is_done_first_does_not_stop_the_other(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_network(monkeypatch, root)
+    save, removed = np.savez, []
+
+    def saved_and_removed(file: Path, **arrays: np.ndarray) -> None:
+        save(file, **arrays)
+        if ".parts" in file.parent.name:
+            shutil.rmtree(file.parent)
+            removed.append(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez", saved_and_removed)
+        found = np.array(load_features("Digits", "test", EMB, "fake").pixels)
+    assert len(removed) == 8
+    shutil.rmtree(root / "cache")
+    views._verified.cache_clear()
+    np.testing.assert_array_equal(load_features("Digits", "test", EMB, "fake").pixels, found)
+
+
 def test_a_damaged_cache_is_computed_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counting = Counting()
     add_network(monkeypatch, root, build=counting)
@@ -566,6 +660,8 @@ def test_a_missing_network_names_the_three_ways(root: Path) -> None:
     ):
         assert part in message
     assert isinstance(caught.value, MissingDataError)
+    with pytest.raises(MissingNetworkError, match=r"download resnet50.*resnet50-0676ba61\.pth"):
+        icl_bench.make(DIGITS, network="resnet50")
     with pytest.raises(MissingNetworkError, match=r"features/nowhere/Digits/train.npz of network"):
         icl_bench.make(DIGITS, network="nowhere")
     assert not list(root.rglob("*.np*"))
@@ -647,6 +743,32 @@ def test_features_of_the_users_own_network_are_inputs(root: Path, num_features: 
         batch = icl_bench.make(DIGITS, split=split, network="mine").unwrapped.sample(2)
         assert batch.x.shape == (2, 100, D)
         assert batch.x.isfinite().all()
+
+
+def test_features_of_one_data_set_are_enough_for_programs_and_commands(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own(root)
+    monkeypatch.setenv(features.NETWORK_VARIABLE, "mine")
+    monkeypatch.delenv("ICL_BENCH_DATA")
+    runs, where = root / "runs", ["--data-dir", str(root)]
+    program = ["--env", DIGITS, "--episodes", "32", "--runs", str(runs), *where]
+    assert cli.main(sgd.run, sgd.PRESETS, sgd.PROGRAM, "About.", program) == 0
+    (folder,) = runs.iterdir()
+    capsys.readouterr()
+    assert cli.main(sgd.run, sgd.PRESETS, sgd.PROGRAM, "", ["--resume", str(folder)]) == 0
+    command = ["evaluate", "chance", "--env", DIGITS, "--episodes", "32", "--runs", str(runs)]
+    assert main([*command, *where]) == 0
+    capsys.readouterr()
+    assert main(["score", *map(str, runs.iterdir())]) == 0
+    table = capsys.readouterr().out
+    assert f"{DIGITS}: features of the network mine" in table
+    assert "not known whether this is the standard evaluation" in table
+    assert main(["show", DIGITS]) == 0
+    assert "Fingerprint   not known without the features of mine" in capsys.readouterr().out
+    monkeypatch.setenv("ICL_BENCH_DATA", str(root))
+    assert main(["score", *map(str, runs.iterdir())]) == 0
+    assert "not known" not in capsys.readouterr().out
 
 
 def test_the_fingerprint_holds_the_features_themselves(root: Path, tmp_path: Path) -> None:

@@ -281,8 +281,10 @@ def test_muon_goes_on_where_its_state_was_taken():
 def test_norms_of_adams_averages(name: optim.OptimizerName) -> None:
     net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).double()
     optimizer = optim.make_optimizer(name, net, lr=0.0, eps=1e-8, momentum=0.9, weight_decay=0.0)
-    gradients = [torch.randn(p.shape, dtype=p.dtype, generator=torch.Generator().manual_seed(k))
-                 for k, p in enumerate(net.parameters())]
+    gradients = [
+        torch.randn(p.shape, dtype=p.dtype, generator=torch.Generator().manual_seed(k))
+        for k, p in enumerate(net.parameters())
+    ]
     assert optim.adam_norms(optimizer, net.named_parameters()) == {}  # before the first step
     for _ in range(2):
         for p, g in zip(net.parameters(), gradients, strict=True):

@@ -66,6 +66,13 @@ def parser() -> argparse.ArgumentParser:
     add("--workers", type=int, default=2, help="processes of the pool (default 2)")
     add("--threads", type=int, default=1, help="threads of one run (default 1)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add(
+        "--together",
+        type=int,
+        default=1,
+        help="runs of one shape that are trained as one, at most (default 1): for models that are "
+        "too small for a GPU; on a CPU it helps mlp and outer-lstm",
+    )
     add("--retries", type=int, default=2, help="of a run whose worker died (default 2)")
     add("--address", help="ray: address of the cluster, or auto; without it one is started here")
     add("--cpus", type=float, default=1.0, help="ray: CPUs of one run (default 1)")
@@ -81,14 +88,22 @@ def parser() -> argparse.ArgumentParser:
 def engine_of(args: argparse.Namespace) -> Engine:
     """The engine that was asked for."""
     if args.engine == "in-process":
-        return InProcess(args.threads, args.device)
+        return InProcess(args.threads, args.device, args.together)
     if args.engine == "ray":
         from baselines.experiments.ray_engine import RayEngine
 
         return RayEngine(
-            args.threads, args.device, args.address, args.cpus, args.gpus, args.retries
+            args.threads,
+            args.device,
+            args.together,
+            address=args.address,
+            cpus=args.cpus,
+            gpus=args.gpus,
+            retries=args.retries,
         )
-    return Pool(args.threads, args.device, args.workers, args.retries)
+    return Pool(
+        args.threads, args.device, args.together, workers=args.workers, retries=args.retries
+    )
 
 
 def changes_of(pairs: Sequence[str]) -> dict[str, Any]:

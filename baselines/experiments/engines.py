@@ -1,7 +1,8 @@
 """Who computes the runs: this process, or a pool of processes on this machine.
 
 An engine takes runs and gives an outcome as soon as one has ended. A run that fails does not stop
-the others; a worker that dies is replaced and its run tried again, from its checkpoint.
+the others; a worker that dies is replaced and its run tried again, from its checkpoint. Runs of one
+shape can be trained as one (``ensemble``): such a group goes to one worker.
 """
 
 import abc
@@ -19,6 +20,7 @@ from collections.abc import Generator, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
+from baselines.experiments.ensemble import execute_together, groups
 from baselines.experiments.execute import execute
 from baselines.experiments.spec import ExperimentError, Run
 from baselines.experiments.store import Store
@@ -52,10 +54,12 @@ class Engine(abc.ABC):
     Attributes:
         threads: PyTorch's threads of one run.
         device: Where runs are computed.
+        together: Runs of one shape that are trained as one, at most.
     """
 
     threads: int = 1
     device: str = "auto"
+    together: int = 1
 
     def check(self, store: Store) -> None:
         """Raise if the engine cannot work here, before any run begins.
@@ -65,6 +69,7 @@ class Engine(abc.ABC):
         """
         if self.threads < 1:
             raise ExperimentError(f"--threads must be 1 or more, not {self.threads}")
+        groups([], self.together)
 
     @abc.abstractmethod
     def outcomes(self, runs: Sequence[Run], store: Store) -> Generator[Outcome, None, None]:
@@ -77,13 +82,24 @@ class Engine(abc.ABC):
         """Give back what is held between experiments."""
 
 
-def outcome_of(run: Run, store: Store, threads: int, device: str) -> Outcome:
-    """Compute a run in this process; whatever it raises is its outcome."""
-    try:
-        execute(run, store, threads, device)
-    except Exception as error:
-        return Outcome(run, traceback.format_exception_only(error)[-1].strip(), is_full(error))
-    return Outcome(run)
+def outcomes_of(group: Sequence[Run], store: Store, threads: int, device: str) -> list[Outcome]:
+    """Compute a run, or a group as one, in this process; what a run raises is its outcome."""
+    failed: dict[str, Exception] = {}
+    if len(group) > 1:
+        failed = execute_together(group, store, threads, device)
+    else:
+        try:
+            execute(group[0], store, threads, device)
+        except Exception as error:
+            failed[group[0].key] = error
+    return [outcome_of(run, failed.get(run.key)) for run in group]
+
+
+def outcome_of(run: Run, error: Exception | None) -> Outcome:
+    """The outcome of a run that raised an error, or none."""
+    if error is None:
+        return Outcome(run)
+    return Outcome(run, traceback.format_exception_only(error)[-1].strip(), is_full(error))
 
 
 def is_full(error: BaseException | None) -> bool:
@@ -103,8 +119,8 @@ class InProcess(Engine):
 
     def outcomes(self, runs: Sequence[Run], store: Store) -> Generator[Outcome, None, None]:
         """See ``Engine``."""
-        for run in runs:
-            yield outcome_of(run, store, self.threads, self.device)
+        for group in groups(runs, self.together):
+            yield from outcomes_of(group, store, self.threads, self.device)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,24 +145,24 @@ class Pool(Engine):
 
     def outcomes(self, runs: Sequence[Run], store: Store) -> Generator[Outcome, None, None]:
         """See ``Engine``."""
-        waiting = collections.deque((run, self.retries) for run in runs)
+        waiting = collections.deque((g, self.retries) for g in groups(runs, self.together))
         workers: list[_Worker] = []
         try:
             self._begin(waiting, workers, store)
-            while busy := {worker.answers: worker for worker in workers if worker.run}:
+            while busy := {worker.answers: worker for worker in workers if worker.group}:
                 ended = []
                 for answer in wait(list(busy)):
                     worker = busy[answer]  # type: ignore[index]
-                    run, left, outcome = worker.run, worker.left, worker.outcome()
-                    assert run is not None
-                    if outcome is not None:
-                        ended.append(outcome)
+                    group, left, outcomes = worker.group, worker.left, worker.outcomes()
+                    if outcomes:
+                        ended += outcomes
                         continue
                     workers.remove(worker)
                     if left:
-                        waiting.append((run, left - 1))
+                        waiting.append((group, left - 1))
                     else:
-                        ended.append(Outcome(run, f"its worker died {1 + self.retries} times"))
+                        died = f"its worker died {1 + self.retries} times"
+                        ended += [Outcome(run, died) for run in group]
                 self._begin(waiting, workers, store)
                 yield from ended
         finally:
@@ -154,12 +170,12 @@ class Pool(Engine):
 
     def _begin(
         self,
-        waiting: "collections.deque[tuple[Run, int]]",
+        waiting: "collections.deque[tuple[list[Run], int]]",
         workers: "list[_Worker]",
         store: Store,
     ) -> None:
-        """Give waiting runs to idle workers, and to new ones while there may be more."""
-        idle = [worker for worker in workers if worker.run is None]
+        """Give waiting groups to idle workers, and to new ones while there may be more."""
+        idle = [worker for worker in workers if not worker.group]
         while waiting and (idle or len(workers) < self.workers):
             if not idle:
                 workers.append(_Worker(self, store))
@@ -168,19 +184,19 @@ class Pool(Engine):
 
 
 class _Worker:
-    """A process that computes one run after the other.
+    """A process that computes one group of runs after the other; most groups are of one run.
 
     Attributes:
-        run: The run that it computes; None if it waits for one.
-        left: How often that run may be tried again.
-        answers: Is ready when the run has ended, or the process.
+        group: What it computes; empty if it waits.
+        left: How often that may be tried again.
+        answers: Is ready when the group has ended, or the process.
     """
 
     def __init__(self, engine: Pool, store: Store) -> None:
         # Not forked: PyTorch's and numba's threads do not survive that.
         context = multiprocessing.get_context("spawn")
         self.answers, theirs = context.Pipe()
-        self.run: Run | None = None
+        self.group: list[Run] = []
         self.left = 0
         self.process: BaseProcess = context.Process(
             target=_work, args=(theirs, store, engine.threads, engine.device), daemon=True
@@ -194,21 +210,21 @@ class _Worker:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()  # so that the pipe ends with the worker
 
-    def begin(self, run: Run, left: int) -> None:
-        """Compute a run."""
-        self.run, self.left = run, left
+    def begin(self, group: list[Run], left: int) -> None:
+        """Compute a group."""
+        self.group, self.left = group, left
         with contextlib.suppress(OSError):  # it has died: found when its answer is read
-            self.answers.send(run)
+            self.answers.send(group)
 
-    def outcome(self) -> Outcome | None:
-        """The outcome of the run, once there is one; None if the process has died."""
+    def outcomes(self) -> list[Outcome]:
+        """The outcomes of the group, once there are any; none if the process has died."""
         try:
-            found: Outcome = self.answers.recv()
+            found: list[Outcome] = self.answers.recv()
         except (EOFError, OSError):
             self.process.join()
             self.answers.close()
-            return None
-        self.run = None
+            return []
+        self.group = []
         return found
 
 
@@ -216,7 +232,7 @@ def _stop(workers: Sequence[_Worker]) -> None:
     """End the workers; runs under way leave a checkpoint."""
     for worker in workers:
         worker.answers.close()  # the end of one that waits
-        if worker.run is not None:
+        if worker.group:
             worker.process.terminate()
     end = time.monotonic() + GRACE
     try:
@@ -243,12 +259,14 @@ def _threads_in_environment(threads: int) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _work(runs: "Connection[Outcome, Run]", store: Store, threads: int, device: str) -> None:
-    """Of a worker: compute the runs that come, until the driver has no more or has ended."""
+def _work(
+    groups: "Connection[list[Outcome], list[Run]]", store: Store, threads: int, device: str
+) -> None:
+    """Of a worker: compute the groups that come, until the driver has no more or has ended."""
     _begin_worker(threads)
     while True:
         try:
-            runs.send(outcome_of(runs.recv(), store, threads, device))
+            groups.send(outcomes_of(groups.recv(), store, threads, device))
         except (EOFError, OSError):
             return
         except KeyboardInterrupt:  # told to stop, and the checkpoint is written

@@ -25,9 +25,12 @@ from typing import Any
 
 import torch
 
-from baselines.experiments.engines import GRACE, Engine, Outcome, outcome_of
+from baselines.experiments.engines import GRACE, Engine, Outcome, outcomes_of
+from baselines.experiments.ensemble import groups
 from baselines.experiments.spec import ExperimentError, Run
 from baselines.experiments.store import Store
+from icl_bench.data.features import NETWORK_VARIABLE
+from icl_bench.data.images import MissingDataError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -145,7 +148,9 @@ class RayEngine(Engine):
     def _task(self, function: Any, **options: Any) -> Any:
         """A function as a task in the environment of this process."""
         taken = {name: os.environ[name] for name in TAKEN_OVER if name in os.environ}
-        variables = taken | {"PYTHONPATH": str(ROOT)}
+        # Set even where it is not here: a node's own would show learners another network.
+        network = {NETWORK_VARIABLE: os.environ.get(NETWORK_VARIABLE, "")}
+        variables = taken | network | {"PYTHONPATH": str(ROOT)}
         kept: dict[str, Any] = {"runtime_env": {"env_vars": variables}, "retry_exceptions": False}
         return _ray().remote(**kept, **options)(function)
 
@@ -158,11 +163,14 @@ class RayEngine(Engine):
         # A task without GPUs must not take one that its node has.
         device = "cpu" if self.device == "auto" and not self.gpus else self.device
         here = versions()
-        waiting = {task.remote(run, store, self.threads, device, here): run for run in runs}
+        waiting = {
+            task.remote(group, store, self.threads, device, here): group
+            for group in groups(runs, self.together)
+        }
         try:
             while waiting:
                 (ended,), _ = ray.wait(list(waiting), num_returns=1)
-                yield _outcome(ended, waiting.pop(ended))
+                yield from _outcomes(ended, waiting.pop(ended))
         finally:
             _cancel(list(waiting))
 
@@ -311,25 +319,43 @@ def _probe(path: Path) -> tuple[str | None, dict[str, str]]:
         return None, versions()
 
 
-def _compute(run: Run, store: Store, threads: int, device: str, driver: dict[str, str]) -> Outcome:
-    """On a node: compute a run, unless the node is one that came later and differs."""
+def check_key(run: Run) -> None:
+    """Raise unless a run is the same here as where it was named: fingerprints, features.
+
+    Raises:
+        ExperimentError: If data or the network of features are others.
+        MissingDataError: If features of the user's own network are not at hand.
+    """
+    if (here := dataclasses.replace(run).key) != run.key:
+        raise ExperimentError(
+            f"the node {platform.node()} has other data or features of another network: the run "
+            f"{run.key} would be {here} there"
+        )
+
+
+def _compute(
+    group: list[Run], store: Store, threads: int, device: str, driver: dict[str, str]
+) -> list[Outcome]:
+    """On a node: compute a group, unless the node is one that came later and differs."""
     try:
         check_versions(versions(), driver, platform.node())
         if not (store.root / "driver.lock").exists():
             raise ExperimentError(f"the node {platform.node()} does not see {store.root}")
-    except ExperimentError as error:
-        return Outcome(run, str(error))
-    return outcome_of(run, store, threads, device)
+        for run in group:
+            check_key(run)
+    except (ExperimentError, MissingDataError) as error:
+        return [Outcome(run, str(error)) for run in group]
+    return outcomes_of(group, store, threads, device)
 
 
-def _outcome(ended: Any, run: Run) -> Outcome:
-    """The outcome of a task, or why it has none."""
+def _outcomes(ended: Any, group: list[Run]) -> list[Outcome]:
+    """The outcomes of a task, or why it has none."""
     ray = _ray()
     try:
-        found: Outcome = ray.get(ended)
+        found: list[Outcome] = ray.get(ended)
     except ray.exceptions.RayError as error:
         words = str(error).strip().splitlines() or [""]
-        return Outcome(run, f"{type(error).__name__}: {words[0]}")
+        return [Outcome(run, f"{type(error).__name__}: {words[0]}") for run in group]
     return found
 
 

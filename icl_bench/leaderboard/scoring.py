@@ -144,7 +144,9 @@ def score_column(results: Sequence[Result], ranked_episodes: int) -> ColumnScore
     ranked = [result.head(ranked_episodes) for result in results]
     first = ranked[0]
     if not all(_identical(result, first) for result in ranked):
-        raise ValueError(f"the seeds on {first.env} were not evaluated on identical episodes")
+        raise ValueError(
+            f"the seeds on {first.env} were not evaluated on identical episodes{_networks(ranked)}"
+        )
     task = metrics.clusters(first)
     curves = np.stack([result.correct for result in ranked]).astype(np.float64)
     last = curves[:, :, -1]
@@ -180,6 +182,12 @@ def score_column(results: Sequence[Result], ranked_episodes: int) -> ColumnScore
         correct=last.mean(axis=0),
         task=task,
     )
+
+
+def _networks(results: Sequence[Result]) -> str:
+    """What seeds have been shown, where that is features of several networks."""
+    names = sorted({str(result.env_kwargs.get("network", "pixels")) for result in results})
+    return f": they are features of {' and '.join(names)}" if len(names) > 1 else ""
 
 
 def _identical(a: Result, b: Result) -> bool:

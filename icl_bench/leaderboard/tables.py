@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from icl_bench import catalog
+from icl_bench.data.images import MissingDataError
 from icl_bench.episodes import Split
 from icl_bench.evaluation import protocol
 from icl_bench.evaluation.result import Result
@@ -160,6 +161,21 @@ def _vector_board(runs: Sequence[Run], suite: str | None, split: Split) -> str:
     return "\n\n".join(parts)
 
 
+def _about_evaluation(result: Result) -> list[str]:
+    """What a number is of, where it is not the standard evaluation: the network, for instance."""
+    env, network = result.env, result.env_kwargs.get("network")
+    notes = [] if network is None else [f"{env}: features of the network {network}."]
+    try:
+        if result.fingerprint != protocol.evaluation_fingerprint(env, network=network):
+            notes.append(f"{env} is not the standard evaluation of this version.")
+    except MissingDataError:
+        notes.append(
+            f"{env}: the features are not at hand here, so that it is not known whether this is "
+            "the standard evaluation."
+        )
+    return notes
+
+
 def _notes(results: Sequence[Result], column: ColumnScore, counts: tuple[int, int]) -> list[str]:
     """What a reader must know of one number beside it."""
     env, notes = column.env, []
@@ -170,8 +186,7 @@ def _notes(results: Sequence[Result], column: ColumnScore, counts: tuple[int, in
         )
     if results[0].split != SPLIT:  # boards take no other split
         return notes
-    if results[0].fingerprint != protocol.evaluation_fingerprint(env):
-        notes.append(f"{env} is not the standard evaluation of this version.")
+    notes += _about_evaluation(results[0])
     numbers = sorted({len(result.episode) for result in results})
     if len(numbers) > 1:
         notes.append(
