@@ -180,7 +180,7 @@ def optimizers_rows(run: Run, sign: float, power: float) -> pd.DataFrame:
 
 
 def optimizers_shown(run: Run) -> pd.DataFrame:
-    return optimizers_rows(run, 300, 0.05)
+    return optimizers_rows(run, 300, 0.1)
 
 
 def optimizers_not(run: Run) -> pd.DataFrame:

@@ -7,16 +7,32 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from experiment_tables import final, joined, round_trip, table_of
-from synthetic_findings import FINDINGS, LEARNED, gradients_shown
+from experiment_tables import (
+    CHANCE_LOSS,
+    Rows,
+    final,
+    joined,
+    round_trip,
+    table_of,
+    train,
+)
+from synthetic_findings import FINDINGS, GUESS, KNOWN, LEARNED, gradients_shown, places
 from user_sets import restored_registries
 
 from baselines import common
 from baselines.experiments import library, tables
 from baselines.experiments.engines import InProcess
-from baselines.experiments.execute import execute
-from baselines.experiments.figures import embeddings, gradients, state_size, table2
+from baselines.experiments.execute import execute, rows_of
+from baselines.experiments.figures import (
+    batch_size,
+    bias,
+    embeddings,
+    gradients,
+    state_size,
+    table2,
+)
 from baselines.experiments.findings import Verdict
+from baselines.experiments.plateaus import plateaus
 from baselines.experiments.spec import Experiment, Measure, Run, change, settings
 from baselines.experiments.store import Store
 from baselines.experiments.sweep import read_table, sweep
@@ -94,6 +110,102 @@ def test_one_seed_does_not_decide(name: str, tmp_path: Path) -> None:
         assert not any(claim.holds is False for claim in verdict.claims)
 
 
+def verdict_of(name: str, rows: Rows) -> dict[str, bool | None]:
+    experiment = library.experiment(name)
+    table = table_of(experiment.runs("cpu"), rows)
+    verdict = experiment.judge(table, experiment.summarise(table))
+    assert verdict is not None
+    return {claim.text: claim.holds for claim in verdict.claims}
+
+
+def test_easier_tasks_do_not_lengthen_the_plateaus_of_others() -> None:
+    """Biased runs end at a loss that those without bias never come near."""
+
+    def rows(run: Run) -> pd.DataFrame:
+        share = max(run.config.bias, run.config.single_task)  # type: ignore[attr-defined]
+        losses = train(run, 800 * (1 - share), low=1.4 if share == 0 else 1.1 - share)
+        return joined(losses, final(run, {"seen": LEARNED, "unseen": LEARNED}))
+
+    table = table_of(library.experiment("bias").runs("cpu"), rows)
+    found = bias.runs_of(table).groupby("fraction")["length"].mean()
+    assert found[0.0] == pytest.approx(800, rel=0.1)
+    assert found[0.75] < 0.5 * found[0.0]
+    plain = plateaus(table)  # by the lowest loss of all, 0.35
+    assert np.mean([plain[run].censored for run in table[table.fraction == 0].run.unique()]) == 1
+
+
+def test_batch_sizes_are_measured_by_what_their_number_of_tasks_leads_to() -> None:
+    def rows(run: Run) -> pd.DataFrame:
+        few = run.config.num_tasks == 64  # type: ignore[attr-defined]
+        ends = final(run, {"seen": KNOWN, "unseen": GUESS if few else LEARNED})
+        return joined(train(run, 400, low=0.1 if few else 1.4), ends)
+
+    found = batch_size.runs_of(table_of(library.experiment("batch-size").runs("cpu"), rows))
+    assert not found.censored.any()
+
+
+def test_a_batch_size_with_a_plateau_not_left_is_not_in_the_law() -> None:
+    runs = pd.DataFrame({"batch_size": np.repeat([8, 16, 32, 64], 3)})
+    runs["length"] = 8000.0 / runs.batch_size
+    runs["censored"] = False
+    assert batch_size.law(runs).exponent.value == pytest.approx(-1)
+    runs.loc[:1, "length"], runs.loc[:1, "censored"] = 500.0, True
+    runs.loc[2, "length"] = 400.0  # the lucky one that leaves in time
+    found = batch_size.law(runs)
+    assert found.exponent.value == pytest.approx(-1)
+    assert found.exponent.n == 9
+
+
+def test_plateaus_that_nobody_leaves_have_no_drop() -> None:
+    def rows(run: Run) -> pd.DataFrame:
+        ends = final(run, {"seen": GUESS, "unseen": GUESS})
+        return joined(train(run, 10**6, chance=CHANCE_LOSS + 0.001), ends)
+
+    assert list(verdict_of("plateau", rows).values()) == [True, False, None]
+
+
+def test_one_sharp_drop_among_runs_that_stay_does_not_decide() -> None:
+    def rows(run: Run) -> pd.DataFrame:
+        length = 1000 if run.config.seed == 0 else 10**6
+        return joined(train(run, length), final(run, {"seen": GUESS, "unseen": GUESS}))
+
+    assert list(verdict_of("plateau", rows).values()) == [True, None, None]
+
+
+def test_lower_bounds_have_no_interval_in_a_summary() -> None:
+    def rows(run: Run) -> pd.DataFrame:
+        length = 10**6 if run.labels["method"] == "Adam, ε = 0.001" else 1000
+        return joined(train(run, length), final(run, {"seen": GUESS, "unseen": GUESS}))
+
+    experiment = library.experiment("optimizers")
+    table = table_of(experiment.runs("cpu"), rows)
+    found = experiment.summarise(table).set_index("method")
+    assert found["censored"].to_dict() == {name: 0 for name in found.index} | {"Adam, ε = 0.001": 4}
+    assert found["length_low"].isna().sum() == found["length_high"].isna().sum() == 1
+
+
+def test_one_phase_is_no_order_of_three() -> None:
+    found = verdict_of("phases", lambda run: final(run, places(run, KNOWN, GUESS)))
+    assert found["the fewest tasks are memorised"] is True
+    assert found["more tasks are identified"] is None
+    assert found["the phases come in this order"] is None
+    swapped = verdict_of("phases", FINDINGS["phases"][1])
+    assert swapped["the fewest tasks are memorised"] is False
+    assert swapped["the phases come in this order"] is False
+
+
+def test_the_end_of_short_episodes_is_not_their_middle() -> None:
+    """Learning curves that do not depend on T do not reward the longer episodes by themselves."""
+    runs = library.experiment("sequence-length").runs("cpu")
+    table = table_of(runs, lambda run: final(run, {on: LEARNED for on in run.measure.on}))
+    found = library.experiment("sequence-length").summarise(table).groupby("episode_length")["last"]
+    assert found.mean().to_numpy() == pytest.approx(0.7, abs=0.03)
+    rising = [rows_of("final", "unseen", 0, np.arange(10), "accuracy", np.linspace(0, 0.9, 10))]
+    one = table_of(runs[:1], lambda run: joined(*rising))
+    assert tables.ends(one, [], ["unseen"], least=1)["last"].to_list() == [0.9]
+    assert tables.ends(one, [], ["unseen"])["last"].to_list() == pytest.approx([0.7])
+
+
 def test_equal_numbers_give_equal_figures(tmp_path: Path) -> None:
     experiment = gradients.EXPERIMENT
     table = table_of(experiment.runs("cpu"), gradients_shown)
@@ -113,9 +225,10 @@ def test_made_up_tables_are_like_those_of_the_store(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(store.table(runs), table_of(runs, rows))
 
 
-def test_gradients_share_their_runs_with_plateau_and_bias() -> None:
-    keys = {run.key for name in ("plateau", "bias") for run in library.experiment(name).runs("cpu")}
-    assert {run.key for run in gradients.EXPERIMENT.runs("cpu")} <= keys
+@pytest.mark.parametrize("preset", ["paper", "cpu"])
+def test_gradients_share_their_runs_with_bias(preset: str) -> None:
+    keys = {run.key for run in library.experiment("bias").runs(preset)}
+    assert {run.key for run in gradients.EXPERIMENT.runs(preset)} <= keys
 
 
 def test_sizes_are_those_of_the_models() -> None:

@@ -209,6 +209,38 @@ def test_a_trend_needs_more_than_three_points() -> None:
     assert flat.rises is None
 
 
+def test_tau_of_a_trend_is_kendalls() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 4, 20), rng.integers(0, 5, 20)
+    assert findings.trend(x, y).tau == pytest.approx(scipy.stats.kendalltau(x, y).statistic)
+
+
+def test_a_censored_number_is_no_number_in_a_trend() -> None:
+    x = np.repeat([1, 2, 4], 4)
+    y = np.r_[np.arange(1.0, 9), np.zeros(4)]  # of the last nothing is known
+    cut = np.arange(12) >= 8
+    assert findings.trend(x, y).rises is None
+    assert findings.trend(x[4:], y[4:]).falls is True
+    assert findings.trend(x[4:], y[4:], cut[4:]).falls is None
+    assert findings.trend(x, y, cut).rises is True  # the first eight
+    y[8:] = 8.0  # not left when training ends
+    late = findings.trend(x, y, cut)
+    assert late.p_rises < findings.trend(x[:8], y[:8]).p_rises
+    assert findings.trend(x, np.full(12, 8.0), np.ones(12, dtype=bool)).rises is None
+    with pytest.raises(ValueError, match="3 flags of censoring do not fit 12 points"):
+        findings.trend(x, y, cut[:3])
+
+
+def test_trends_of_censored_noise_are_found_in_at_most_5_percent() -> None:
+    rng = np.random.default_rng(1)
+    x = np.repeat([1, 2, 4, 8], 4)
+    found = []
+    for _ in range(100):
+        y = rng.exponential(size=16)
+        found.append(findings.trend(x, np.minimum(y, 1), y > 1).rises is not None)
+    assert is_95(1 - float(np.mean(found)), 100)
+
+
 # ---- rank correlation ----------------------------------------------------------------------------
 
 
@@ -316,6 +348,13 @@ def test_a_verdict_survives_json() -> None:
     assert again.claims[2].estimate is not None
     assert math.isnan(again.claims[2].estimate.value)
     assert again.claims[2].estimate.high == INF
+
+
+def test_an_endless_number_is_not_read_as_an_unknown_one() -> None:
+    endless = Estimate(INF, INF, INF, 8)
+    again = Estimate.from_dict(json.loads(json.dumps(endless.to_dict(), allow_nan=False)))
+    assert again == endless
+    assert again.above(1) is True
 
 
 def test_a_verdict_as_markdown() -> None:

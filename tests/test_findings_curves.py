@@ -121,6 +121,21 @@ def test_sharp_drops_are_told_from_lines_and_from_decay() -> None:
     assert decay.relative == pytest.approx(6.2, rel=0.1)
 
 
+def test_drops_that_are_not_done_are_not_left_out_of_their_median() -> None:
+    sharp = [(STEPS, sigmoid_curve(6000, 50 + 10 * seed)) for seed in range(8)]
+    found = findings.median_sharpness(sharp, CHANCE, final=0.8)
+    assert found.below(1) is True
+    assert found.bound == "exact"
+    assert found.n == 8
+    # Of two that have not left it nothing is known; a drop that lasts longer is known to.
+    late = [(STEPS, sigmoid_curve(20_000, 200))] * 2
+    half = findings.median_sharpness(sharp[:6] + late, CHANCE, final=0.8)
+    assert (half.value, half.below(1), half.high) == (half.value, None, INF)
+    slow = [(STEPS, CHANCE - 0.55 * np.minimum(1, STEPS / 2000))] * 8
+    assert findings.median_sharpness(slow, CHANCE, final=0.8).above(1) is True
+    assert findings.median_sharpness(sharp[:5], CHANCE, final=0.8).below(1) is None
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [

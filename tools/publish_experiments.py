@@ -14,8 +14,11 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from baselines.experiments import library
 from baselines.experiments.findings import Verdict
+from baselines.experiments.spec import ExperimentError
 from baselines.experiments.store import Store
 from icl_bench.data.cache import atomic_path
 
@@ -31,22 +34,30 @@ have the sizes of the paper and need GPUs; they have not been run.
 
 The toy size is a Transformer with two blocks of width 32, episodes of 20 examples of the digits 0
 to 4 at 4×4 pixels (D = 16, C = 5), a quarter to a half of the training episodes made of repeated
-points, and 2,500 or 4,000 outer steps: half a minute a run on one core. It keeps the shape of a
-finding where it can; a finding that is not seen here may well be seen at the paper's size.
+points, and 2,500 to 8,000 outer steps: half a minute to two minutes a run on one core. Embeddings,
+VSML's depth and Table 2 have sizes of their own. It keeps the shape of a finding where it can; a
+finding that is not seen here may well be seen at the paper's size. Intervals are those of the
+meta-training seeds, on the same test episodes, unless a claim says otherwise.
 
 """
 
 
 def collect(names: Sequence[str], out: Path) -> list[str]:
-    """Copy what the named experiments have come to; returns those that have something."""
+    """Copy what the named experiments have come to; returns those that have something.
+
+    Raises:
+        ExperimentError: If what is there is not of the preset as it is now, naming the experiment
+            and the command that mends it.
+    """
     store, found = Store(out), []
     for name in names:
         source = store.experiment_folder(name, PRESET)
         if not (source / "verdict.json").is_file():
             continue
+        about = json.loads((source / "verdict.json").read_text())
+        check_runs(store, name, about["finished"])
         target = DOCS / "experiments"
         target.mkdir(parents=True, exist_ok=True)
-        about = json.loads((source / "verdict.json").read_text())
         about["seconds"] = seconds(store, name)
         with atomic_path(target / f"{name}.json") as path:
             path.write_text(json.dumps(about, indent=2) + "\n")
@@ -54,6 +65,19 @@ def collect(names: Sequence[str], out: Path) -> list[str]:
         shutil.copyfile(source / "summary.csv", target / f"{name}.csv")
         found.append(name)
     return found
+
+
+def check_runs(store: Store, name: str, finished: int) -> None:
+    """Raise unless a table has the finished runs of the preset and no others."""
+    now = {r.key for r in library.experiment(name).runs(PRESET) if store.is_finished(r.key)}
+    folder = store.experiment_folder(name, PRESET)
+    there = set(pd.read_parquet(folder / "table.parquet", columns=["run"])["run"])
+    if not now == there or len(there) != finished:
+        raise ExperimentError(
+            f"{folder} has {len(there)} runs, {len(there & now)} of them among the {len(now)} that "
+            f"are finished of the preset {PRESET} as it is now: python -m baselines.experiments "
+            f"{name} --preset {PRESET} --out {store.root}"
+        )
 
 
 def seconds(store: Store, name: str) -> float:
@@ -99,7 +123,14 @@ def main() -> None:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--out", default="runs/experiments")
     args = parser.parse_args()
-    found = collect(args.names or library.NAMES, Path(args.out))
+    if unknown := set(args.names) - set(library.NAMES):
+        parser.error(f"no experiment {min(unknown)!r}: there are {', '.join(library.NAMES)}")
+    try:
+        found = collect(args.names or library.NAMES, Path(args.out))
+    except ExperimentError as error:
+        parser.error(str(error))
+    if missing := set(args.names) - set(found):
+        parser.error(f"{args.out} has no verdict of {min(missing)}: run the experiment first")
     with atomic_path(DOCS / "experiments.md") as path:
         path.write_text(page(DOCS / "experiments"))
     print(f"{', '.join(found) or 'nothing'}: {DOCS / 'experiments.md'}")

@@ -82,7 +82,7 @@ def summary_line(
 
 
 def powers_of_two(axes: Axes, values: pd.Series, label: str) -> None:
-    """A logarithmic axis with a tick at each second power of two in the range."""
+    """A logarithmic axis with at most nine ticks, at powers of two."""
     low, high = int(np.floor(np.log2(min(values)))), int(np.ceil(np.log2(max(values))))
     step = max(1, -(-(high - low) // 8))
     axes.set_xscale("log", base=2)

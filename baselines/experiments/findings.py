@@ -15,6 +15,7 @@ from baselines.experiments.findings_curves import Drop as Drop
 from baselines.experiments.findings_curves import Plateau as Plateau
 from baselines.experiments.findings_curves import length_ratio as length_ratio
 from baselines.experiments.findings_curves import median_length as median_length
+from baselines.experiments.findings_curves import median_sharpness as median_sharpness
 from baselines.experiments.findings_curves import plateau as plateau
 from baselines.experiments.findings_curves import sharpness as sharpness
 from baselines.experiments.findings_estimates import Estimate as Estimate

@@ -164,6 +164,40 @@ def sharpness(
     return Drop(taken, taken / found.length if found.length > 0 else math.inf)
 
 
+def median_sharpness(
+    curves: Sequence[tuple[Shaped[np.ndarray, " _"], Shaped[np.ndarray, " _"]]],
+    chance: float,
+    *,
+    final: float | None = None,
+) -> Estimate:
+    """Median over seeds of ``Drop.relative``, with the interval of the sign test.
+
+    Curves that have not come down count, too, for those that have are the sharp ones: a drop that
+    is not done is at least as long as what was seen of it, and of one that has not begun nothing is
+    known. With fewer than six seeds the interval is [0, inf].
+
+    Args:
+        curves: Outer steps and loss of each seed.
+        chance: Loss of guessing, log C.
+        final: As in ``plateau``.
+
+    Raises:
+        ValueError: As ``plateau``.
+    """
+    low, high = [], []
+    for steps, loss in curves:
+        drop = sharpness(steps, loss, chance, final=final)
+        if drop is not None:
+            low.append(drop.relative)
+            high.append(drop.relative)
+            continue
+        found = plateau(steps, loss, chance, final=final)
+        begun = not found.censored and found.length > 0
+        low.append((float(steps[-1]) - found.end) / found.length if begun else 0.0)
+        high.append(math.inf)
+    return _order_bounds(np.array(low), np.array(high), _sign_test_count(len(low)), len(low))
+
+
 def _curve(
     steps: Shaped[np.ndarray, " N"], loss: Shaped[np.ndarray, " N"], chance: float
 ) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
@@ -239,7 +273,12 @@ def median_length(plateaus: Sequence[Plateau]) -> Estimate:
     """
     low, high = _lengths(plateaus)
     n = len(plateaus)
-    return _order_bounds(low, high, int(stats.binom.ppf((1 - LEVEL) / 2, n, 0.5)) if n else 0, n)
+    return _order_bounds(low, high, _sign_test_count(n), n)
+
+
+def _sign_test_count(n: int) -> int:
+    """The largest k with P(fewer than k of n numbers lie below their median) ≤ 2.5 %."""
+    return int(stats.binom.ppf((1 - LEVEL) / 2, n, 0.5)) if n else 0
 
 
 def length_ratio(a: Sequence[Plateau], b: Sequence[Plateau]) -> Estimate:

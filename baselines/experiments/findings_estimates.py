@@ -19,6 +19,9 @@ from icl_bench.evaluation.statistics import LEVEL, ROUNDING
 
 Bound = Literal["exact", "at least", "at most", "unknown"]
 
+# What null stands for in the JSON of an estimate.
+_MISSING = {"value": math.nan, "low": -math.inf, "high": math.inf}
+
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
@@ -63,9 +66,14 @@ class Estimate:
         return dataclasses.replace(self, value=value, low=low, high=high)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON: no value and no bound are null."""
+        """As JSON: no value and no bound are null, other infinite numbers a word."""
         found = dataclasses.asdict(self)
-        shown = {k: found[k] if math.isfinite(found[k]) else None for k in ("value", "low", "high")}
+        shown = {}
+        for name, missing in _MISSING.items():
+            number = found[name]
+            # No value is NaN, and NaN equals nothing.
+            none = number == missing or math.isnan(number)
+            shown[name] = None if none else number if math.isfinite(number) else str(number)
         return found | shown
 
     @classmethod
@@ -78,10 +86,11 @@ class Estimate:
         names = [field.name for field in dataclasses.fields(cls)]
         if sorted(values) != sorted(names):
             raise ValueError(f"an estimate has the fields {names}, got {sorted(values)}")
-        missing = {"value": math.nan, "low": -math.inf, "high": math.inf}
         found = {}
-        for name, instead in missing.items():
+        for name, instead in _MISSING.items():
             value = instead if values[name] is None else values[name]
+            if value in ("inf", "-inf"):
+                value = float(value)
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ValueError(f"{name} of an estimate must be a number or null, got {value!r}")
             found[name] = float(value)

@@ -14,9 +14,9 @@ LAST_STEPS = 5
 BY_TASK = "accuracy/task-"
 
 
-def last_steps(length: int) -> int:
+def last_steps(length: int, least: int = LAST_STEPS) -> int:
     """Steps that count as the end of an episode of this length."""
-    return min(length, max(LAST_STEPS, length // 10))
+    return min(length, max(least, length // 10))
 
 
 def curves(table: pd.DataFrame, on: str, metric: str = "accuracy") -> pd.DataFrame:
@@ -25,15 +25,18 @@ def curves(table: pd.DataFrame, on: str, metric: str = "accuracy") -> pd.DataFra
     return rows.pivot(index="run", columns="t", values="value")
 
 
-def ends(table: pd.DataFrame, by: Sequence[str], on: Sequence[str]) -> pd.DataFrame:
+def ends(
+    table: pd.DataFrame, by: Sequence[str], on: Sequence[str], least: int = LAST_STEPS
+) -> pd.DataFrame:
     """Accuracy at the first step, at the end of the episode, and the gain: a row per run and place.
 
     Args:
         table: Tidy table.
         by: Columns of the table that are kept beside ``run``, ``seed`` and ``on``.
         on: Where accuracy was measured.
+        least: Steps that the end of the shortest episodes has.
     """
-    about = table.drop_duplicates("run").set_index("run")[[*by, "seed"]]
+    about = labels(table, by)
     parts = []
     for place in on:
         curve = curves(table, place)
@@ -41,7 +44,7 @@ def ends(table: pd.DataFrame, by: Sequence[str], on: Sequence[str]) -> pd.DataFr
             continue
         counts = curve.notna().sum(axis=1)  # runs may differ in T
         last = [
-            row[: int(n)][-last_steps(int(n)) :].mean()
+            row[: int(n)][-last_steps(int(n), least) :].mean()
             for row, n in zip(curve.to_numpy(), counts, strict=True)
         ]
         found = pd.DataFrame({"first": curve[0], "last": last}, index=curve.index)
@@ -64,8 +67,13 @@ def training_curves(table: pd.DataFrame, metric: str = "loss") -> pd.DataFrame:
 
 
 def monitored(table: pd.DataFrame, on: str) -> pd.DataFrame:
-    """Accuracy at the end of the episode while training: a row per run, a column per outer step."""
+    """Accuracy at the end of the episode while training: a row per run, a column per outer step.
+
+    Runs share their T; without measurements there are no rows.
+    """
     rows = table[(table.source == "eval") & (table.on == on) & (table.metric == "accuracy")]
+    if rows.empty:
+        return pd.DataFrame()
     length = int(rows.t.max()) + 1
     rows = rows[rows.t >= length - last_steps(length)]
     return rows.groupby(["run", "outer_step"])["value"].mean().unstack()
@@ -102,5 +110,5 @@ def over_seeds(frame: pd.DataFrame, by: Sequence[str], values: Sequence[str]) ->
 
 
 def places(table: pd.DataFrame) -> list[str]:
-    """Where finished learners were measured: seen, unseen, then other environments."""
+    """Where finished learners were measured, in the order of ``Measure.on``."""
     return list(dict.fromkeys(table[table.source == "final"]["on"]))

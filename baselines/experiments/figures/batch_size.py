@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from baselines.experiments import drawing, tables
-from baselines.experiments.findings import Claim, PowerLaw, Verdict, power_law
-from baselines.experiments.plateaus import lengths
+from baselines.experiments.findings import Claim, Plateau, PowerLaw, Verdict, power_law
+from baselines.experiments.plateaus import lengths, over_seeds, plateaus
 from baselines.experiments.spec import Experiment, Measure, Run, grid, settings
 from baselines.experiments.toy import PLATEAU, toy
 
@@ -46,7 +46,11 @@ def cpu() -> list[Run]:
 
 def runs_of(table: pd.DataFrame) -> pd.DataFrame:
     """Of every run: the plateau, its tasks, accuracy, and what the learner does at the end."""
-    found = lengths(table, POINT).set_index("run")
+    measured: dict[str, Plateau] = {}
+    for _, rows in table.groupby("num_tasks"):
+        # Few tasks can be memorised: their loss ends lower than any that many tasks lead to.
+        measured |= plateaus(rows)
+    found = lengths(table, POINT, measured).set_index("run")
     for on in ("seen", "unseen"):
         ends = tables.ends(table, [], [on]).set_index("run")
         found = found.join(ends[["last", "gain"]].add_prefix(f"{on}_"))
@@ -59,12 +63,12 @@ def runs_of(table: pd.DataFrame) -> pd.DataFrame:
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
     """Plateau, tasks seen in it and accuracies over seeds; shares of what the learners do."""
     found = runs_of(table)
-    summary = tables.over_seeds(found, POINT, ["length", "tasks_seen", "seen_last", "unseen_last"])
+    summary = over_seeds(found, POINT, ["length", "tasks_seen", "seen_last", "unseen_last"])
     groups = found.groupby(POINT)
     for state in STATES:
         share = groups["state"].agg(lambda states, state=state: (states == state).mean())
         summary[state] = share.to_numpy()
-    return summary.assign(censored=groups["censored"].sum().to_numpy())
+    return summary
 
 
 def plot(table: pd.DataFrame, summary: pd.DataFrame, path: Path) -> None:
@@ -105,13 +109,14 @@ def plot(table: pd.DataFrame, summary: pd.DataFrame, path: Path) -> None:
 
 
 def law(runs: pd.DataFrame) -> PowerLaw:
-    """Length of the plateau as a power of the batch size, of the runs that have one."""
-    some = runs[runs.length > 0]
-    return power_law(
-        some.batch_size.to_numpy(),
-        some.length.to_numpy(dtype=np.float64),
-        some.censored.to_numpy(dtype=bool),
-    )
+    """Length of the plateau as a power of the batch size.
+
+    Of the sizes at which every run has a plateau and leaves it: those that leave in time are the
+    shorter ones, and without the others the line would be too flat.
+    """
+    known = (runs.length > 0) & ~runs.censored.astype(bool)
+    some = runs[known.groupby(runs.batch_size).transform("all")]
+    return power_law(some.batch_size.to_numpy(), some.length.to_numpy(dtype=np.float64))
 
 
 def judge(table: pd.DataFrame, summary: pd.DataFrame) -> Verdict:
@@ -121,20 +126,20 @@ def judge(table: pd.DataFrame, summary: pd.DataFrame) -> Verdict:
     many, few = (found[found.num_tasks == n] for n in (most, least))
     fit = law(many)
     told = (
-        f"length ∝ batch^exponent at {most:,} tasks, R² = {fit.r_squared:.2f}; "
-        f"{fit.left_out} plateaus not left are not in it"
+        f"length ∝ batch^exponent at {most:,} tasks, R² = {fit.r_squared:.2f}; {fit.exponent.n} "
+        f"of {len(many)} runs, of the batch sizes at which every run leaves a plateau"
     )
-    small, large = (rows.batch_size.isin([rows.batch_size.max()]) for rows in (few, many))
+    few_last, many_last = (rows[rows.batch_size == rows.batch_size.max()] for rows in (few, many))
     return Verdict(
         (
             Claim(
-                f"{least:,} tasks are memorised",
-                _all(few[small].state == "memorises"),
+                f"{least:,} tasks and the largest batch give memorising",
+                _all(few_last.state == "memorises"),
                 detail=_told(few),
             ),
             Claim(
                 f"{most:,} tasks and the largest batch give learning",
-                _all(many[large].state == "generalises"),
+                _all(many_last.state == "generalises"),
                 detail=_told(many),
             ),
             Claim(
@@ -180,6 +185,6 @@ EXPERIMENT = Experiment(
     summarise=summarise,
     plot=plot,
     judge=judge,
-    limits="Plateaus of the smallest batches outlast the preset and are not in the power law, "
-    "which is flatter for it.",
+    limits="Plateaus of the smallest batches outlast the preset; these sizes are not in the power "
+    "law.",
 )

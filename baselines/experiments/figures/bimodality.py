@@ -1,12 +1,13 @@
 """Figure 5: at the transition, runs that differ in the seed alone end at one of two losses."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from baselines.experiments import drawing, tables
-from baselines.experiments.findings import Claim, Verdict, bimodalities, transition
+from baselines.experiments.findings import Bimodality, Claim, Verdict, bimodalities, transition
 from baselines.experiments.spec import Experiment, Measure, Run, grid, settings
 from baselines.experiments.toy import OTHER, toy
 
@@ -90,10 +91,10 @@ def judge(table: pd.DataFrame, summary: pd.DataFrame) -> Verdict:
     )
 
 
-def _best(found: dict[int, object]) -> tuple[bool | None, None, str]:
+def _best(found: Mapping[int, Bimodality]) -> tuple[bool | None, None, str]:
     """The most bimodal number of tasks, its p value adjusted for their number."""
-    tasks, best = min(found.items(), key=lambda item: item[1].p)  # type: ignore[attr-defined]
-    return best.bimodal, None, f"at {tasks:,} tasks {best}"  # type: ignore[attr-defined]
+    tasks, best = min(found.items(), key=lambda item: item[1].p)
+    return best.bimodal, None, f"at {tasks:,} tasks {best}"
 
 
 EXPERIMENT = Experiment(

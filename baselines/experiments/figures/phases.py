@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 
 from baselines.experiments import drawing, tables
-from baselines.experiments.findings import Boundary, Claim, Verdict, phases
+from baselines.experiments.findings import Boundary, Claim, Phases, Verdict, phases
+from baselines.experiments.findings_phases import ORDER
 from baselines.experiments.plateaus import chance_loss
 from baselines.experiments.spec import Experiment, Measure, Run, grid, settings
 from baselines.experiments.toy import OTHER, toy
@@ -78,15 +79,15 @@ def judge(table: pd.DataFrame, summary: pd.DataFrame) -> Verdict:
         seen_last=wide["last", "seen"].to_numpy(),
         chance=math.exp(-chance_loss(table)),
     )
-    labels = found.labels.values()
+    labels = set(found.labels.values())
     most = max(found.labels)
     told = ", ".join(f"{k}: {label}" for k, label in found.labels.items())
     return Verdict(
         (
-            Claim("few tasks are memorised", "memorises" in labels or None, detail=told),
+            Claim("the fewest tasks are memorised", _first_memorised(found), detail=told),
             Claim(
                 "more tasks are identified",
-                "identifies" in labels or None,
+                _later_identified(found),
                 detail=f"begins {between(found.identification)}",
             ),
             Claim(
@@ -101,9 +102,33 @@ def judge(table: pd.DataFrame, summary: pd.DataFrame) -> Verdict:
                 found.cross[most],
                 f"rise on unseen tasks of {other}",
             ),
-            Claim("the phases come in this order", found.monotone),
+            Claim(
+                "the phases come in this order",
+                # Of fewer than three there is no order, but there may be a wrong one.
+                found.monotone if set(ORDER) <= labels or found.monotone is False else None,
+            ),
         )
     )
+
+
+def _first_memorised(found: Phases) -> bool | None:
+    """Whether the smallest number of tasks is memorised; None if it is not decided."""
+    first = found.labels[min(found.labels)]
+    return None if first == "undecided" else first == "memorises"
+
+
+def _later_identified(found: Phases) -> bool | None:
+    """Whether a larger number of tasks than one that is memorised is identified.
+
+    False if only smaller ones are, None if none is: the phase may lie between two numbers.
+    """
+    memorised, identified = (
+        [k for k, phase in found.labels.items() if phase == name]
+        for name in ("memorises", "identifies")
+    )
+    if not identified or not memorised:
+        return None
+    return max(identified) > min(memorised)
 
 
 def between(boundary: Boundary | None) -> str:

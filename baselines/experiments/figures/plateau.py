@@ -6,8 +6,20 @@ from pathlib import Path
 import pandas as pd
 
 from baselines.experiments import drawing, tables
-from baselines.experiments.findings import Claim, Estimate, Verdict, median_length, sharpness
-from baselines.experiments.plateaus import chance_loss, lengths, plateaus
+from baselines.experiments.findings import (
+    Claim,
+    Verdict,
+    median_length,
+    median_sharpness,
+    sharpness,
+)
+from baselines.experiments.plateaus import (
+    chance_loss,
+    final_loss,
+    lengths,
+    loss_curves,
+    plateaus,
+)
 from baselines.experiments.spec import Experiment, Measure, Run, settings
 from baselines.experiments.toy import PLATEAU, toy
 
@@ -26,7 +38,7 @@ def cpu() -> list[Run]:
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Length of the plateau and of the drop after it, of every run."""
+    """Length of the plateau of every run."""
     return lengths(table, []).drop(columns="run")
 
 
@@ -51,18 +63,14 @@ def judge(table: pd.DataFrame, summary: pd.DataFrame) -> Verdict:
     found = plateaus(table)
     chance = chance_loss(table)
     length = median_length(list(found.values()))
-    final = min((p.final for p in found.values()), default=chance)
-    losses = tables.training_curves(table)
-    drops = []
-    for _, row in losses.iterrows():
-        known = row.dropna()
-        drop = sharpness(known.index.to_numpy(), known.to_numpy(), chance, final=final)
-        if drop is not None:
-            drops.append(drop.relative)
+    final = final_loss(table)
+    curves = [(curve.index.to_numpy(), curve.to_numpy()) for curve in loss_curves(table).values()]
+    drops = [sharpness(*curve, chance, final=final) for curve in curves]
+    done = [drop.relative for drop in drops if drop is not None]
     # Of a loss that falls in a straight line the middle of the drop takes 3 times the plateau.
-    sharp = len(drops) and sum(d < 1 for d in drops)
+    sharp = median_sharpness(curves, chance, final=final)
     left = sum(not p.censored for p in found.values())
-    long = length.above(losses.columns.max() / 20)
+    long = length.above(max(steps[-1] for steps, _ in curves) / 20)
     return Verdict(
         (
             Claim("the loss stays at chance first", long, length, "outer steps"),
@@ -73,19 +81,13 @@ def judge(table: pd.DataFrame, summary: pd.DataFrame) -> Verdict:
             ),
             Claim(
                 "the drop is sharper than the plateau is long",
-                (sharp == len(drops)) if drops else None,
-                _median(drops),
-                f"middle of the drop / plateau; below 1 in {sharp} of {len(drops)} runs",
+                sharp.below(1),
+                sharp,
+                f"middle of the drop / plateau; below 1 in {sum(d < 1 for d in done)} of the "
+                f"{len(done)} runs whose drop is done",
             ),
         )
     )
-
-
-def _median(values: list[float]) -> Estimate | None:
-    if not values:
-        return None
-    ordered = sorted(values)
-    return Estimate(float(pd.Series(values).median()), ordered[0], ordered[-1], len(values))
 
 
 EXPERIMENT = Experiment(

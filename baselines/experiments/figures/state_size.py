@@ -32,7 +32,6 @@ NAMES = {
     "lstm": "LSTM",
     "outer-lstm": "outer-product LSTM",
     "vsml-nosym": "VSML without symmetries",
-    "vsml": "VSML",
 }
 ABOUT = ["architecture", "state_size", "parameters"]
 Sizes = Mapping[str, Sequence[dict[str, Any]]]

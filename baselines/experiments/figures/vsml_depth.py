@@ -12,7 +12,7 @@ import pandas as pd
 
 from baselines.experiments import drawing, tables
 from baselines.experiments.findings import Claim, Verdict, difference, length_ratio, trend
-from baselines.experiments.plateaus import chance_loss, lengths, plateaus
+from baselines.experiments.plateaus import chance_loss, lengths, over_seeds, plateaus
 from baselines.experiments.spec import Experiment, Measure, Run, grid, settings
 
 # Training curves would be measured on every data set of this size at hand.
@@ -45,9 +45,7 @@ def runs_of(table: pd.DataFrame) -> pd.DataFrame:
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
     """Steps until the loss leaves chance (a lower bound where it has not), loss and accuracy."""
-    found = runs_of(table)
-    summary = tables.over_seeds(found, ["layers"], ["length", "loss", "last"])
-    return summary.assign(censored=found.groupby("layers")["censored"].sum().to_numpy())
+    return over_seeds(runs_of(table), ["layers"], ["length", "loss", "last"])
 
 
 def plot(table: pd.DataFrame, summary: pd.DataFrame, path: Path) -> None:
@@ -76,7 +74,11 @@ def judge(table: pd.DataFrame, summary: pd.DataFrame) -> Verdict:
     runs, measured = runs_of(table), plateaus(table)
     deep, flat = (runs[runs.layers == n] for n in (runs.layers.max(), runs.layers.min()))
     later = length_ratio([measured[r] for r in deep.run], [measured[r] for r in flat.run])
-    shown = trend(runs.layers.to_numpy(), runs.length.to_numpy(dtype=np.float64))
+    shown = trend(
+        runs.layers.to_numpy(),
+        runs.length.to_numpy(dtype=np.float64),
+        runs.censored.to_numpy(dtype=bool),
+    )
     worse = difference(deep.loss.to_numpy(), flat.loss.to_numpy())
     names = f"{runs.layers.max()} layers", f"{runs.layers.min()}"
     return Verdict(
