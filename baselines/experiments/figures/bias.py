@@ -137,7 +137,7 @@ EXPERIMENT = Experiment(
     summarise=summarise,
     plot=plot,
     judge=judge,
-    limits="At the toy size the loss leaves chance for the biased tasks alone: it then stays at the "
-    "loss of guessing the others, which are learned no sooner for it. So a plateau disappears, and "
-    "what the paper means by it is not seen.",
+    limits="At the toy size the loss leaves chance for the biased tasks alone: it then stays at "
+    "the loss of guessing the others, which are learned no sooner for it. So a plateau "
+    "disappears, and what the paper means by it is not seen.",
 )
