@@ -38,7 +38,7 @@ def test_what_the_runs_say_is_published(tool: dict[str, Any], tmp_path: Path) ->
     publish(experiment, "cpu", runs, runs, store)
     assert tool["collect"](library.NAMES, store.root) == ["phases"]
     page = tool["page"](tmp_path / "docs" / "experiments")
-    assert "40 of 40 runs, 4 minutes of one core" in page
+    assert "40 of 40 runs of one thread, 4 minutes in all on a busy machine" in page
     assert "✓ the fewest tasks are memorised" in page
     assert page.count("not run here") == len(library.NAMES) - 1
 

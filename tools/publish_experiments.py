@@ -107,8 +107,9 @@ def page(folder: Path) -> str:
         parts.append(
             f"## {name}\n\n**{experiment.figure}.** {experiment.finding}\n\n"
             f"    python -m baselines.experiments {name} --preset {PRESET}\n\n"
-            f"{about['finished']} of {about['runs']} runs, {about['seconds'] / 60:.0f} minutes of "
-            f"one core.\n\n![{experiment.title}](experiments/{name}.png)\n\n"
+            f"{about['finished']} of {about['runs']} runs of one thread, "
+            f"{about['seconds'] / 60:.0f} minutes in all on a busy machine.\n\n"
+            f"![{experiment.title}](experiments/{name}.png)\n\n"
             f"{verdict.to_markdown()}{limits}"
         )
     table = (
