@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from tiny_sweeps import (
     LONG,
+    experiment,
     holder,
     is_running,
     rows,
@@ -23,6 +24,7 @@ from tiny_sweeps import (
     wait_for,
     write_toml,
 )
+from user_sets import restored_registries
 
 from baselines.experiments import __main__ as cli
 from baselines.experiments import library
@@ -34,6 +36,14 @@ from baselines.experiments.toml import read_toml
 from baselines.experiments.values import fitted, parse_value
 
 HERE = ("--engine", "in-process")
+
+
+@pytest.fixture(autouse=True)
+def no_data(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Presets must not depend on what is at hand; what they register is forgotten."""
+    monkeypatch.delenv("ICL_BENCH_DATA", raising=False)
+    with restored_registries():
+        yield
 
 
 @pytest.fixture
@@ -109,11 +119,16 @@ def test_a_preset_or_grid_without_runs_is_refused() -> None:
     assert len(empty.runs("late", seeds=6)) == 1
 
 
-def test_runs_that_changes_make_equal_are_computed_once(tmp_path: Path) -> None:
+def test_what_runs_differ_in_is_not_changed_and_equal_runs_are_computed_once(
+    tmp_path: Path,
+) -> None:
     found = read_toml(write_toml(tmp_path / "tiny.toml", "lr = [0.1, 0.2]\nseed = [0, 1]"))
     assert len(found.runs("cpu")) == 4
-    assert len(found.runs("cpu", changes={"lr": 1})) == 2
-    assert {run.config.lr for run in found.runs("cpu", changes={"lr": 1})} == {1.0}
+    for name, way in (("lr", "a TOML file can"), ("seed", "--seeds takes fewer of them")):
+        with pytest.raises(ExperimentError, match=f"{name} is what the runs .* differ in.*{way}"):
+            found.runs("cpu", changes={name: 1})
+    assert {run.config.steps for run in found.runs("cpu", changes={"steps": 3})} == {3}
+    assert len(experiment([tiny(seed=0), tiny(seed=1), tiny(seed=0)]).runs("cpu")) == 2
 
 
 # Files

@@ -88,7 +88,7 @@ def test_learns_one_task_by_heart():
     size = ["--hidden", "64", "--embedding", "16", "--steps", "150", "--batch-size", "8"]
     config = cli.parse(protonet.PRESETS, "", "", [*arguments, *size, "--lr", "1e-2"])
     model = build_model(protonet.METHOD, config)
-    source = train._environment(config, torch.device("cpu"))
+    source = train.environment(config, torch.device("cpu"))
     batch = source.episodes(range(10_000, 10_032))
 
     @torch.no_grad()
