@@ -288,8 +288,8 @@ def driver(*arguments: str | Path) -> Iterator["subprocess.Popen[str]"]:
         process.communicate()
 
 
-def at_work(out: Path, *changes: dict[str, Any]) -> tuple[Store, list[Run]]:
-    return Store(out), [tiny(seed=seed, **LONG) for seed in (0, 1)]
+def at_work(out: Path, **changes: Any) -> tuple[Store, list[Run]]:
+    return Store(out), [tiny(seed=seed, **{**LONG, **changes}) for seed in (0, 1)]
 
 
 @pytest.mark.slow
@@ -297,9 +297,10 @@ def test_a_driver_that_is_killed_takes_its_workers_along_and_finished_runs_are_k
     tmp_path: Path, out: Path
 ) -> None:
     quick = write_toml(tmp_path / "quick.toml", "seed = [5, 6]")
-    file = write_toml(tmp_path / "long.toml", **LONG)
+    longer = {"steps": 1500}  # than the second driver takes to begin
+    file = write_toml(tmp_path / "long.toml", **{**LONG, **longer})
     assert cli.main([str(quick), "--out", str(out), *HERE]) == 0
-    store, runs = at_work(out)
+    store, runs = at_work(out, **longer)
     done = [tiny(seed=seed) for seed in (5, 6)]
     noted = stamps(store, done)
     folders = [store.run_folder(run.key) for run in runs]
