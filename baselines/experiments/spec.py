@@ -129,7 +129,8 @@ class Run:
     def fingerprints(self) -> dict[str, str]:
         """Environments whose numbers enter, and what decides these (``EnvSource.fingerprint``)."""
         names = self.config.envs if self.measure.suite else [self.config.meta_train, *self.others()]
-        return {name: evaluation_fingerprint(name) for name in names}
+        where = self.config.data_dir  # features of the user's own may be there alone
+        return {name: evaluation_fingerprint(name, data_dir=where) for name in names}
 
     def others(self) -> tuple[str, ...]:
         """Other environments that are measured on."""
