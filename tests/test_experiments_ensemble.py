@@ -19,6 +19,7 @@ from torch import Tensor
 
 from baselines import checkpoint, common, monitor
 from baselines.experiments import ensemble, execute
+from baselines.experiments import store as store_module
 from baselines.experiments.ensemble import execute_together, groups
 from baselines.experiments.spec import ExperimentError, Measure, Run
 from baselines.experiments.stack import Stack
@@ -164,7 +165,10 @@ def test_settings_that_cannot_begin_fail_alone(tmp_path: Path) -> None:
     assert store.is_finished(runs()[1].key)
 
 
-def test_a_member_that_another_process_computes_is_left_to_it(tmp_path: Path) -> None:
+def test_a_member_that_another_process_computes_is_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "PATIENCE", 0.2)
     store = Store(tmp_path)
     first, *others = runs()
     with store.worker(first.key):

@@ -194,6 +194,19 @@ def test_one_phase_is_no_order_of_three() -> None:
     assert swapped["the phases come in this order"] is False
 
 
+def test_a_transition_between_distant_numbers_of_tasks_does_not_decide() -> None:
+    experiment = library.experiment("bimodality")
+    _, jump = FINDINGS["bimodality"]  # at 362 tasks none generalises, at more of them all do
+    runs = experiment.runs("cpu")
+    for numbers, expected in (((256, 304, 362, 431, 512), False), ((256, 304, 512), None)):
+        some = [run for run in runs if run.config.num_tasks in numbers]  # type: ignore[attr-defined]
+        table = table_of(some, jump)
+        verdict = experiment.judge(table, experiment.summarise(table))
+        assert verdict is not None
+        (claim,) = (c for c in verdict.claims if "seeds alone" in c.text)
+        assert claim.holds is expected, numbers
+
+
 def test_the_end_of_short_episodes_is_not_their_middle() -> None:
     """Learning curves that do not depend on T do not reward the longer episodes by themselves."""
     runs = library.experiment("sequence-length").runs("cpu")
@@ -231,13 +244,14 @@ def test_gradients_share_their_runs_with_bias(preset: str) -> None:
     assert {run.key for run in gradients.EXPERIMENT.runs(preset)} <= keys
 
 
-def test_sizes_are_those_of_the_models() -> None:
-    for run in state_size.EXPERIMENT.runs("cpu", seeds=1):
+@pytest.mark.parametrize("changes", [{}, {"episode_length": 40}], ids=["as it is", "changed"])
+def test_sizes_are_those_of_the_models(changes: dict[str, int]) -> None:
+    for run in state_size.EXPERIMENT.runs("cpu", seeds=1, changes=changes):
         method = state_size.method_of(run.baseline)
         assert method is not None
         model = state_size.build_model(method, run.config)
         assert run.labels["parameters"] == sum(p.numel() for p in model.parameters())
-        assert run.labels["state_size"] == model.state_size(20)
+        assert run.labels["state_size"] == model.state_size(changes.get("episode_length", 20))
 
 
 def test_a_run_that_grokked_late_is_found() -> None:

@@ -247,6 +247,7 @@ class Experiment:
         plot: (table, summary, file) → the figure.
         judge: (table, summary) → was the finding seen? None where there is nothing to look for.
         limits: What the preset ``cpu`` cannot show, for the documentation.
+        label: Labels that follow from a run's settings, after all changes of them.
         finish: (run folders in order, experiment's folder): what else is made, for instance boards.
     """
 
@@ -259,6 +260,7 @@ class Experiment:
     plot: Callable[[pd.DataFrame, pd.DataFrame, Path], None]
     judge: Callable[[pd.DataFrame, pd.DataFrame], Verdict | None]
     limits: str = ""
+    label: Callable[[Run], Mapping[str, Label]] | None = None
     finish: Callable[[Sequence[Path], Path], None] | None = None
 
     def runs(
@@ -293,6 +295,8 @@ class Experiment:
             if has:
                 run = dataclasses.replace(run, config=change(run.config, has))
             run.check()
+            if self.label is not None:
+                run = dataclasses.replace(run, labels={**run.labels, **self.label(run)})
             found.setdefault(run.key, run)
         if not found:
             raise ExperimentError(

@@ -22,7 +22,7 @@ from baselines import common
 from baselines.experiments import drawing, tables
 from baselines.experiments.findings import Claim, Verdict, stronger_predictor
 from baselines.experiments.plateaus import chance_loss
-from baselines.experiments.spec import Experiment, Measure, Run, method_of, settings
+from baselines.experiments.spec import Experiment, Label, Measure, Run, method_of, settings
 from baselines.experiments.toy import toy
 from baselines.sequence import build_model
 from baselines.train_config import TrainConfig
@@ -33,6 +33,7 @@ NAMES = {
     "outer-lstm": "outer-product LSTM",
     "vsml-nosym": "VSML without symmetries",
 }
+MEASURE = Measure(("unseen",))
 ABOUT = ["architecture", "state_size", "parameters"]
 Sizes = Mapping[str, Sequence[dict[str, Any]]]
 
@@ -73,38 +74,35 @@ def _counted(baseline: str, config: common.RunConfig) -> tuple[int, int]:
     return model.state_size(config.episode_length), sum(p.numel() for p in model.parameters())
 
 
-def runs_of(configs: Mapping[str, Sequence[common.RunConfig]], seeds: int) -> list[Run]:
-    """Runs of these sizes of each baseline, labelled by what they are compared by."""
-    found = []
-    for baseline, sizes in configs.items():
-        for config in sizes:
-            state, parameters = _counted(baseline, config)
-            labels = {
-                "architecture": NAMES[baseline],
-                "state_size": state,
-                "parameters": parameters,
-            }
-            for seed in range(seeds):
-                seeded = dataclasses.replace(config, seed=seed)
-                found.append(Run(baseline, seeded, Measure(("unseen",)), labels))
-    return found
+def label(run: Run) -> dict[str, Label]:
+    """What runs are compared by."""
+    # Of all seeds once.
+    state, parameters = _counted(run.baseline, dataclasses.replace(run.config, seed=0))
+    return {
+        "architecture": NAMES[run.baseline],
+        "state_size": state,
+        "parameters": parameters,
+    }
 
 
 def paper() -> list[Run]:
     """MNIST at 14×14 pixels, the recipe of Table 2, four seeds."""
-    fixed = {"env": "MNIST-Proj14-v0"}
-    return runs_of(
-        {
-            name: [settings(name, "paper", **fixed, **size) for size in sizes]
-            for name, sizes in PAPER.items()
-        },
-        4,
-    )
+    return [
+        Run(name, settings(name, "paper", env="MNIST-Proj14-v0", **size, seed=seed), MEASURE)
+        for name, sizes in PAPER.items()
+        for size in sizes
+        for seed in range(4)
+    ]
 
 
 def cpu() -> list[Run]:
     """Three or four sizes of each at the toy size, three seeds."""
-    return runs_of({name: [toy(name, **size) for size in sizes] for name, sizes in CPU.items()}, 3)
+    return [
+        Run(name, toy(name, **size, seed=seed), MEASURE)
+        for name, sizes in CPU.items()
+        for size in sizes
+        for seed in range(3)
+    ]
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
@@ -174,6 +172,7 @@ EXPERIMENT = Experiment(
     summarise=summarise,
     plot=plot,
     judge=judge,
+    label=label,
     limits="Within one architecture both sizes grow together, except in VSML without symmetries; "
     "the finding rests on the differences between architectures.",
 )
