@@ -26,6 +26,7 @@ from tiny_sweeps import (
 
 from baselines import checkpoint, gpicl
 from baselines.experiments import engines
+from baselines.experiments import sweep as sweep_module
 from baselines.experiments.engines import InProcess, Outcome, Pool, is_full
 from baselines.experiments.spec import COLUMNS, ExperimentError, Measure, Run, settings
 from baselines.experiments.store import Store
@@ -95,6 +96,20 @@ def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(
         # A point without a run: its table is there, what it shows is not.
         assert [path.name for path in report.folder.iterdir()] == ["table.parquet"]
     assert len((folder / "log.txt").read_text().split(": process ")) == 3
+
+
+@pytest.mark.parametrize("every", [0.0, 60.0])
+def test_a_log_without_a_terminal_tells_how_far_it_is(
+    store: Store,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    every: float,
+) -> None:
+    monkeypatch.setattr(sweep_module, "TELL_EVERY", every)
+    runs = [tiny(), tiny(lr=1e30, optimizer="adam", seed=1)]
+    sweep(experiment(runs), "cpu", runs, store, InProcess())
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tiny: ")]
+    assert told == ([] if every else ["tiny: 1 of 2 runs", "tiny: 2 of 2 runs, 1 failed"])
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), OSError(errno.EDQUOT, "quota")])

@@ -15,6 +15,7 @@ from tiny_networks import (
     DIGITS,
     EMB,
     SMALL,
+    Bait,
     D,
     Run,
     add_network,

@@ -13,6 +13,7 @@ import torch
 from conftest import data_folder
 from tiny_networks import (
     DIGITS,
+    Bait,
     D,
     Run,
     add_network,
@@ -97,13 +98,6 @@ def test_other_weights_are_refused_before_they_are_read(
         icl_bench.make(DIGITS)
     assert f"{weights} does not hold the weights of fake" in str(caught.value)
     assert f"expected {expected}; remove it and run `icl-bench download fake`" in str(caught.value)
-
-
-class Bait:
-    """A pickle that would run code when it is read."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (exec, ("import sys; sys.icl_bench_bait = True",))
 
 
 @pytest.mark.parametrize("kind", ["pickle", "torch", "text", "empty", "shape"])

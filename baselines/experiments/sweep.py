@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from baselines.experiments.spec import Experiment, ExperimentError, Run, method_
 from baselines.experiments.store import Store
 from icl_bench.data.cache import atomic_path
 from icl_bench.registration import find_spec
+
+TELL_EVERY = 60.0  # seconds, where there is no terminal for a progress bar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +134,7 @@ def compute(
         ExperimentError: If the disk is full.
     """
     failed = []
+    told = time.monotonic()
     done = len(runs) - len(left)
     if done:
         print(f"{name}: {done} of {len(runs)} runs are finished already", file=sys.stderr)
@@ -154,7 +158,12 @@ def compute(
                 said = f"failed: {describe(outcome.run)}: {outcome.error}; see {log}"
                 bar.write(said, sys.stderr)
                 bar.set_postfix(failed=len(failed), refresh=False)
+            done += 1
             bar.update()
+            if bar.disable and time.monotonic() - told >= TELL_EVERY:
+                told = time.monotonic()
+                also = f", {len(failed)} failed" if failed else ""
+                print(f"{name}: {done} of {len(runs)} runs{also}", file=sys.stderr, flush=True)
     return failed
 
 
