@@ -107,8 +107,14 @@ def name_axes(axes: Axes, title: str, x: str | None, y: str | None) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure; equal bytes for equal numbers under one version of matplotlib."""
+    """Write a figure; equal bytes for equal numbers under one version of matplotlib.
+
+    What one panel's legend says is not said again by the next.
+    """
+    told: list[list[str]] = [[]]
     for axes in figure.axes:
-        if axes.get_visible() and axes.get_legend_handles_labels()[0]:
+        labels = axes.get_legend_handles_labels()[1] if axes.get_visible() else []
+        if labels not in told:
+            told.append(labels)
             axes.legend(fontsize=7, frameon=False)
     figure.savefig(path, format="png", dpi=DPI, metadata={"Software": None})
