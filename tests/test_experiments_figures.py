@@ -228,6 +228,14 @@ def test_equal_numbers_give_equal_figures(tmp_path: Path) -> None:
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
 
 
+def test_a_legend_is_said_once(tmp_path: Path) -> None:
+    figure, panels = drawing.panels(3, "Three panels")
+    for axes, label in zip(panels, ("one", "one", "other"), strict=True):
+        drawing.line(axes, [0, 1], [0, 1], label, next(drawing.styles()))
+    drawing.save(figure, tmp_path / "figure.png")
+    assert [axes.get_legend() is not None for axes in panels] == [True, False, True]
+
+
 def test_made_up_tables_are_like_those_of_the_store(tmp_path: Path) -> None:
     runs = library.experiment("bias").runs("cpu")[:9]
     store = Store(tmp_path)

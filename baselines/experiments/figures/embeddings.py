@@ -173,12 +173,15 @@ def judge(table: pd.DataFrame, summary: pd.DataFrame) -> Verdict:
     }
     if ("gpicl", False) in groups:
         mean = mean_over_seeds(groups["gpicl", False])
+        on = next(place for place in tables.places(table) if place.endswith("-Emb-v0"))
+        inputs = found.inputs[found.inputs != "pixels"].iloc[0]
         claims.append(
             Claim(
                 "meta-trained on features of digits, GPICL learns photographs by theirs",
                 mean.above(chance + MARGIN),
                 mean,
-                "accuracy at the end; the paper reports about 45 % on CIFAR-10",
+                f"accuracy at the end of episodes of {on}, {inputs}; the paper reports about 45 % "
+                "on CIFAR-10",
             )
         )
     for name, title in NAMES.items():
