@@ -20,7 +20,7 @@ from synthetic_findings import FINDINGS, GUESS, KNOWN, LEARNED, gradients_shown,
 from user_sets import restored_registries
 
 from baselines import common
-from baselines.experiments import library, tables
+from baselines.experiments import drawing, library, tables
 from baselines.experiments.engines import InProcess
 from baselines.experiments.execute import execute, rows_of
 from baselines.experiments.figures import (
