@@ -78,6 +78,8 @@ def refused(capsys: pytest.CaptureFixture[str], out: Path, *arguments: str | Pat
         (["TOML", "--set", "optimizer=adan"], "optimizer must be one of adam, adamw, sign, muon"),
         (["TOML", "--set", "device=cuda"], "device is no setting of an experiment: choose one"),
         (["TOML", "--set", "env=DigitLow-Proj4-v0"], "did you mean"),
+        (["TOML", "--set", "track=wandb"], "track is no setting of an experiment"),
+        (["plateau", "--set", "steps=100"], "plateau: a plateau is measured by 10 losses or more"),
         (["TOML", "--seeds", "0"], "--seeds must be 1 or more, not 0"),
         (["TOML", "--preset", "papr"], "tiny has no preset 'papr': there are cpu"),
         (["TOML", "--workers", "0"], "--workers must be 1 or more, not 0"),
@@ -99,6 +101,32 @@ def test_what_cannot_be_run_is_one_line_that_says_the_way_out(
         assert not (out / "runs").exists()
     else:
         assert message in refused(capsys, out, *given)
+
+
+def test_of_several_experiments_one_without_data_is_told_before_any_begins(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ICL_BENCH_CACHE", str(tmp_path / "cache"))
+    file = write_toml(tmp_path / "tiny.toml")
+    small = ("--set", "steps=10", "--seeds", "1")
+    said = refused(capsys, out, file, "embeddings", "phases", *small)
+    assert said.startswith("error: embeddings: ")
+    assert "is not at hand" in said
+    assert said.endswith("; without it: tiny phases\n")
+
+
+def test_fewer_seeds_and_other_settings_have_folders_of_their_own(
+    tmp_path: Path, out: Path
+) -> None:
+    file = write_toml(tmp_path / "tiny.toml")
+    for more in ((), ("--seeds", "1"), ("--set", "lr=0.01", "--seeds", "1")):
+        assert cli.main([str(file), "--out", str(out), *HERE, *more]) == 0
+    names = {"tiny-cpu": 2, "tiny-cpu-seeds=1": 1, "tiny-cpu-lr=0.01-seeds=1": 1}
+    for name, number in names.items():
+        assert pd.read_parquet(out / name / "table.parquet")["run"].nunique() == number
 
 
 def test_a_preset_or_grid_without_runs_is_refused() -> None:

@@ -90,7 +90,7 @@ def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(
         assert failed.error is not None
         assert failed.error.startswith("FloatingPointError: ")
         folder = store.run_folder(runs[0].key)
-        assert f"{failed.error}; see {folder / 'log.txt'}" in capsys.readouterr().err
+        assert f"{failed.error}; see {folder / 'failed.txt'}" in capsys.readouterr().err
         assert "Traceback" in (folder / "failed.txt").read_text()
         assert store.state(runs[0].key) == "failed"
         # A point without a run: its table is there, what it shows is not.
@@ -110,6 +110,23 @@ def test_a_log_without_a_terminal_tells_how_far_it_is(
     sweep(experiment(runs), "cpu", runs, store, InProcess())
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tiny: ")]
     assert told == ([] if every else ["tiny: 1 of 2 runs", "tiny: 2 of 2 runs, 1 failed"])
+
+
+@pytest.mark.parametrize("engine", [InProcess(together=3), Pool(workers=1, together=3)])
+def test_a_disk_that_is_full_before_a_group_begins_is_told(
+    store: Store, engine: engines.Engine
+) -> None:
+    runs = [tiny(seed=seed) for seed in range(3)]
+    with pytest.raises(ExperimentError, match="a disk is full: OSError"):
+        sweep(experiment(runs), "cpu", runs, Full(store.root), engine)
+    assert not any(store.is_finished(run.key) for run in runs)
+
+
+class Full(Store):
+    """A folder without room for the settings of a run."""
+
+    def prepare(self, run: Run) -> Path:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), OSError(errno.EDQUOT, "quota")])

@@ -33,7 +33,7 @@ from baselines.experiments.figures import (
 )
 from baselines.experiments.findings import Verdict
 from baselines.experiments.plateaus import plateaus
-from baselines.experiments.spec import Experiment, Measure, Run, change, settings
+from baselines.experiments.spec import Experiment, ExperimentError, Measure, Run, change, settings
 from baselines.experiments.store import Store
 from baselines.experiments.sweep import read_table, sweep
 from icl_bench.leaderboard.runs import load_run
@@ -350,6 +350,14 @@ def test_one_command_leads_from_nothing_to_a_board(tmp_path: Path) -> None:
     last = table2.last_steps(read_table(report.folder))
     assert len(last) == 3 * 2
     assert last[last.baseline == "chance"].accuracy.between(0.05, 0.15).all()
+
+
+def test_a_suite_that_is_not_all_at_hand_is_told_before_any_run_begins(tmp_path: Path) -> None:
+    runs = [Run("chance", settings("chance", "cpu", suite="table2-proj8-v0"), table2.MEASURE)]
+    experiment = dataclasses.replace(table2.EXPERIMENT, presets={"cpu": lambda: runs})
+    with pytest.raises(ExperimentError, match="MNIST is not at hand"):
+        sweep(experiment, "cpu", runs, Store(tmp_path), InProcess(1, "cpu"))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_an_environment_without_data_is_told_before_any_run_begins(tmp_path: Path) -> None:

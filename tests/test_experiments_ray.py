@@ -173,6 +173,9 @@ def test_runs_survive_the_death_of_a_worker_and_of_a_node(
     assert not killer.is_alive()
     assert (report.finished, report.failed) == (24, ())
     assert finished.items() <= stamps(store, runs).items(), "a finished run was computed again"
+    # Each is begun once, but for those that died at work: one with its worker, one with its node.
+    begun = [(store.run_folder(r.key) / "log.txt").read_text().count(": process ") for r in runs]
+    assert sum(begun) <= 24 + 2
     log = (first / "metrics.jsonl").read_bytes().splitlines()
     assert 0 < len(kept[first]) < len(log)
     assert log[: len(kept[first])] == kept[first], "the run did not go on from its checkpoint"

@@ -269,6 +269,9 @@ def test_too_little_room_is_an_error_before_any_run(
         sweep(experiment(runs), "cpu", runs, store, InProcess())
     with pytest.raises(ExperimentError, match=r"has 3 MiB free, and 1 runs may need"):
         store.check_space([2**20])  # checkpoints hold the weights several times
+    store.check_space([2**16, 2**16])
+    with pytest.raises(ExperimentError, match=r"has 3 MiB free, and 2 runs may need"):
+        store.check_space([2**16, 2**16], at_once=2)
     assert not (store.root / "runs").exists()
 
 

@@ -24,7 +24,7 @@ from baselines.experiments import library
 from baselines.experiments.engines import Engine, InProcess, Pool
 from baselines.experiments.spec import Experiment, ExperimentError, Run
 from baselines.experiments.store import Store, varied_settings
-from baselines.experiments.sweep import sweep
+from baselines.experiments.sweep import check_inputs, sweep
 from baselines.experiments.values import parse_value
 from baselines.process import terminated_as_interrupted
 
@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="change a setting of all runs, for instance steps=100; may be repeated",
+        help="change a setting of all runs, for instance steps=5000; may be repeated",
     )
     add("--dry-run", action="store_true", help="show the runs and which are finished; run nothing")
     who = found.add_argument_group("who computes it")
@@ -156,9 +156,31 @@ def preset_of(experiment: Experiment, asked: str | None) -> str:
     return asked or ("cpu" if "cpu" in experiment.presets else next(iter(experiment.presets)))
 
 
-def folder_of(preset: str, pairs: Sequence[str]) -> str:
-    """Second part of the folder's name: changed settings are another table."""
-    return "-".join([preset, *(re.sub(r"[^\w.=+]", "_", pair) for pair in sorted(pairs))])[:150]
+def folder_of(preset: str, seeds: int | None, pairs: Sequence[str]) -> str:
+    """Second part of the folder's name: fewer seeds and changed settings are another table."""
+    changes = [*sorted(pairs), *([] if seeds is None else [f"seeds={seeds}"])]
+    return "-".join([preset, *(re.sub(r"[^\w.=+]", "_", change) for change in changes)])[:150]
+
+
+def check_plans(plans: Sequence[tuple[Experiment, str, Sequence[Run]]], store: Store) -> None:
+    """Raise before any run begins if one of several experiments lacks data.
+
+    Raises:
+        ExperimentError: With all that lack something, and the names of the others.
+    """
+    if len(plans) < 2:
+        return
+    lacking: dict[str, str] = {}
+    for experiment, _, runs in plans:
+        try:
+            check_inputs([run for run in runs if not store.is_finished(run.key)])
+        except ExperimentError as error:
+            lacking[experiment.name] = str(error)
+    if lacking:
+        others = [experiment.name for experiment, *_ in plans if experiment.name not in lacking]
+        told = "; ".join(f"{name}: {error}" for name, error in lacking.items())
+        way = f"; without it: {' '.join(others)}" if others else ""
+        raise ExperimentError(f"{told}{way}")
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -181,10 +203,11 @@ def run(argv: Sequence[str] | None = None) -> int:
         for experiment, preset, runs in plans:
             show_plan(experiment, preset, runs, store)
         return 0
+    check_plans(plans, store)
     status = 0
     with contextlib.closing(engine_of(args)) as engine:
         for experiment, preset, runs in plans:
-            report = sweep(experiment, folder_of(preset, args.set), runs, store, engine)
+            report = sweep(experiment, folder_of(preset, args.seeds, args.set), runs, store, engine)
             print(f"\n{experiment.title} ({experiment.figure}), preset {preset}")
             print(f"{report.finished} of {report.total} runs finished: {report.folder}")
             if report.verdict is not None:

@@ -71,6 +71,10 @@ class Engine(abc.ABC):
             raise ExperimentError(f"--threads must be 1 or more, not {self.threads}")
         groups([], self.together)
 
+    def at_once(self) -> int:
+        """How many runs are under way at the same time, at most; after ``check``."""
+        return self.together
+
     @abc.abstractmethod
     def outcomes(self, runs: Sequence[Run], store: Store) -> Generator[Outcome, None, None]:
         """Compute these runs, in any order; closing the iterator ends what is under way.
@@ -142,6 +146,10 @@ class Pool(Engine):
             raise ExperimentError(f"--workers must be 1 or more, not {self.workers}")
         if self.retries < 0:
             raise ExperimentError(f"--retries must be 0 or more, not {self.retries}")
+
+    def at_once(self) -> int:
+        """See ``Engine``."""
+        return self.workers * self.together
 
     def outcomes(self, runs: Sequence[Run], store: Store) -> Generator[Outcome, None, None]:
         """See ``Engine``."""
@@ -266,10 +274,16 @@ def _work(
     _begin_worker(threads)
     while True:
         try:
-            groups.send(outcomes_of(groups.recv(), store, threads, device))
+            group = groups.recv()
         except (EOFError, OSError):
             return
+        try:
+            outcomes = outcomes_of(group, store, threads, device)
         except KeyboardInterrupt:  # told to stop, and the checkpoint is written
+            return
+        try:
+            groups.send(outcomes)
+        except OSError:
             return
 
 

@@ -6,8 +6,9 @@ weights and episodes, learning rates, clipping by its own norm, log, checkpoints
 checkpoint is that of a single run, so that it can go on alone, and single runs together.
 
 Members at the same outer step go on together. A kill while checkpoints are written leaves some one
-ahead, which go back by one; members further apart, because one is tried again after it has failed,
-are trained apart. With the same members the bits are the same.
+ahead, which go back by one, or to the beginning if that was their first; members further apart,
+because one is tried again after it has failed, are trained apart. With the same members the bits
+are the same.
 
 Left alone are runs of other models than ``STACKED``: ``nn.LSTM`` has no rule for vmap, VSML draws
 random cells, MAML has another objective. So are runs with Muon, whose steps round to bf16, and
@@ -124,14 +125,15 @@ def execute_together(
     members: list[tuple[Run, Member]] = []
     with contextlib.ExitStack() as held, threads_of(threads):
         for run in runs:
-            store.run_folder(run.key).mkdir(parents=True, exist_ok=True)
             try:
+                store.run_folder(run.key).mkdir(parents=True, exist_ok=True)
                 held.enter_context(store.worker(run.key))
-            except BusyError as error:
-                failed[run.key] = error
-                continue
-            if not store.is_finished(run.key):
+                if store.is_finished(run.key):
+                    continue
                 path = store.prepare(run)
+            except (BusyError, OSError) as error:
+                failed[run.key] = error
+            else:
                 config = dataclasses.replace(run.config, device=device, resume=str(path))
                 assert isinstance(config, TrainConfig)
                 log = common.JsonlLog(path / "metrics.jsonl")

@@ -8,6 +8,8 @@ import pandas as pd
 
 from baselines.experiments import tables
 from baselines.experiments.findings import Plateau, plateau
+from baselines.experiments.findings_curves import MIN_POINTS
+from baselines.experiments.spec import Run
 from icl_bench.registration import find_spec
 
 # Of a curve: the share at its end whose median is the loss that training leads to.
@@ -15,6 +17,16 @@ END = 0.05
 
 # Part of chance: a loss that is less has left the plateau.
 GONE = 0.9
+
+
+def check_length(run: Run) -> None:
+    """Raise ValueError if a run's log has too few losses to measure a plateau by."""
+    steps, every = (getattr(run.config, name) for name in ("steps", "log_every"))
+    if steps // every < MIN_POINTS:
+        raise ValueError(
+            f"a plateau is measured by {MIN_POINTS} losses or more, but steps={steps} with "
+            f"log_every={every} give {steps // every}: more steps, or a smaller log_every"
+        )
 
 
 def chance_loss(table: pd.DataFrame) -> float:

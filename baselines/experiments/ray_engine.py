@@ -145,6 +145,15 @@ class RayEngine(Engine):
             )
         return found
 
+    def at_once(self) -> int:
+        """See ``Engine``."""
+        asked = {"CPU": self.cpus, "GPU": self.gpus}
+        fit = [
+            min(int(node["Resources"].get(name, 0) / n) for name, n in asked.items() if n)
+            for node in self._nodes()
+        ]
+        return sum(fit) * self.together
+
     def _task(self, function: Any, **options: Any) -> Any:
         """A function as a task in the environment of this process."""
         taken = {name: os.environ[name] for name in TAKEN_OVER if name in os.environ}
@@ -355,7 +364,7 @@ def _outcomes(ended: Any, group: list[Run]) -> list[Outcome]:
         found: list[Outcome] = ray.get(ended)
     except ray.exceptions.RayError as error:
         words = str(error).strip().splitlines() or [""]
-        return [Outcome(run, f"{type(error).__name__}: {words[0]}") for run in group]
+        return [Outcome(run, f"{type(error).__name__}: {words[-1]}") for run in group]
     return found
 
 

@@ -65,6 +65,7 @@ NOT_CHANGED = {
     "device": "choose one by --device",
     "runs": "choose a folder by --out",
     "resume": "runs go on by themselves",
+    "track": "a baseline's own program can be tracked",
 }
 
 Label = str | int | float | None
@@ -247,6 +248,7 @@ class Experiment:
         plot: (table, summary, file) → the figure.
         judge: (table, summary) → was the finding seen? None where there is nothing to look for.
         limits: What the preset ``cpu`` cannot show, for the documentation.
+        check: Raises ValueError if nothing could be shown of a run with these settings.
         label: Labels that follow from a run's settings, after all changes of them.
         finish: (run folders in order, experiment's folder): what else is made, for instance boards.
     """
@@ -260,6 +262,7 @@ class Experiment:
     plot: Callable[[pd.DataFrame, pd.DataFrame, Path], None]
     judge: Callable[[pd.DataFrame, pd.DataFrame], Verdict | None]
     limits: str = ""
+    check: Callable[[Run], None] | None = None
     label: Callable[[Run], Mapping[str, Label]] | None = None
     finish: Callable[[Sequence[Path], Path], None] | None = None
 
@@ -295,6 +298,11 @@ class Experiment:
             if has:
                 run = dataclasses.replace(run, config=change(run.config, has))
             run.check()
+            if self.check is not None:
+                try:
+                    self.check(run)
+                except ValueError as error:
+                    raise ExperimentError(f"{self.name}: {error}") from error
             if self.label is not None:
                 run = dataclasses.replace(run, labels={**run.labels, **self.label(run)})
             found.setdefault(run.key, run)

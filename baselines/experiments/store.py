@@ -140,11 +140,12 @@ class Store:
             every.insert(place, name, column.take(which).reset_index(drop=True))
         return every
 
-    def check_space(self, weights: Sequence[int]) -> None:
+    def check_space(self, weights: Sequence[int], at_once: int = 1) -> None:
         """Raise unless the folder can be written and has room for runs.
 
         Args:
             weights: Bytes of the weights of each.
+            at_once: Runs that are under way at the same time.
 
         Raises:
             ExperimentError: Naming the folder, what is free and what is needed.
@@ -155,7 +156,7 @@ class Store:
         (self.root / "probe.txt").unlink(missing_ok=True)
         free = shutil.disk_usage(self.root).free
         needed = sum(weights) + len(weights) * BYTES_PER_RUN
-        needed += CHECKPOINT_COPIES * max(weights, default=0)
+        needed += CHECKPOINT_COPIES * sum(sorted(weights, reverse=True)[:at_once])
         if free < needed:
             raise ExperimentError(
                 f"{self.root} has {free / 2**20:,.0f} MiB free, and {len(weights)} runs may need "

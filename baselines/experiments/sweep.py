@@ -69,8 +69,9 @@ def sweep(
     with store.driver():
         left = [run for run in runs if not store.is_finished(run.key)]
         if left:
-            store.check_space(check_inputs(left))
+            weights = check_inputs(left)
             engine.check(store)
+            store.check_space(weights, engine.at_once())
         failed = compute(experiment.name, runs, left, store, engine)
         finished = [run for run in runs if store.is_finished(run.key)]
         verdict, folder = publish(experiment, preset, runs, finished, store)
@@ -95,7 +96,7 @@ def check_inputs(runs: Sequence[Run]) -> list[int]:
         try:
             if kind not in weights:
                 weights[kind] = weights_of(run)
-            for on in (None, *(() if run.measure.suite else run.measure.on)):
+            for on in (None, *(run.config.envs if run.measure.suite else run.measure.on)):
                 if repr((kind, on)) not in environments:
                     check_environment(run, on)
                 environments.add(repr((kind, on)))
@@ -154,8 +155,9 @@ def compute(
                 )
             if outcome.error is not None:
                 failed.append(outcome)
-                log = store.run_folder(outcome.run.key) / "log.txt"
-                said = f"failed: {describe(outcome.run)}: {outcome.error}; see {log}"
+                said = f"failed: {describe(outcome.run)}: {outcome.error}"
+                if (trace := store.run_folder(outcome.run.key) / "failed.txt").exists():
+                    said += f"; see {trace} and log.txt beside it"
                 bar.write(said, sys.stderr)
                 bar.set_postfix(failed=len(failed), refresh=False)
             done += 1

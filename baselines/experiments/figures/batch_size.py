@@ -12,7 +12,7 @@ import pandas as pd
 
 from baselines.experiments import drawing, tables
 from baselines.experiments.findings import Claim, Plateau, PowerLaw, Verdict, power_law
-from baselines.experiments.plateaus import lengths, over_seeds, plateaus
+from baselines.experiments.plateaus import check_length, lengths, over_seeds, plateaus
 from baselines.experiments.spec import Experiment, Measure, Run, grid, settings
 from baselines.experiments.toy import PLATEAU, toy
 
@@ -185,6 +185,7 @@ EXPERIMENT = Experiment(
     summarise=summarise,
     plot=plot,
     judge=judge,
+    check=check_length,
     limits="Plateaus of the smallest batches outlast the preset; these sizes are not in the power "
     "law.",
 )

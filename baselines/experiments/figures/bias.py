@@ -16,7 +16,7 @@ import pandas as pd
 
 from baselines.experiments import drawing, tables
 from baselines.experiments.findings import Claim, Plateau, Verdict, length_ratio, trend
-from baselines.experiments.plateaus import chance_loss, lengths, over_seeds, plateaus
+from baselines.experiments.plateaus import chance_loss, check_length, lengths, over_seeds, plateaus
 from baselines.experiments.spec import Experiment, Measure, Run, settings
 from baselines.experiments.toy import PLATEAU, toy
 
@@ -137,6 +137,7 @@ EXPERIMENT = Experiment(
     summarise=summarise,
     plot=plot,
     judge=judge,
+    check=check_length,
     limits="At the toy size the loss leaves chance for the biased tasks alone: it then stays at "
     "the loss of guessing the others, which are learned no sooner for it. So a plateau "
     "disappears, and what the paper means by it is not seen.",

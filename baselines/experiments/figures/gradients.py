@@ -11,7 +11,7 @@ import pandas as pd
 
 from baselines.experiments import drawing, tables
 from baselines.experiments.findings import Claim, Verdict, mean_over_seeds, ratio
-from baselines.experiments.plateaus import plateaus
+from baselines.experiments.plateaus import check_length, plateaus
 from baselines.experiments.spec import Experiment, Measure, Run, grid, settings
 from baselines.experiments.toy import PLATEAU, toy
 
@@ -152,6 +152,7 @@ EXPERIMENT = Experiment(
     summarise=summarise,
     plot=plot,
     judge=judge,
+    check=check_length,
     limits="Gradients are those of single batches: with 32 episodes their noise is a large part of "
     "their norm, in and after the plateau alike.",
 )

@@ -10,7 +10,7 @@ import pandas as pd
 
 from baselines.experiments import drawing, tables
 from baselines.experiments.findings import Claim, Plateau, Verdict, length_ratio, trend
-from baselines.experiments.plateaus import chance_loss, lengths, over_seeds, plateaus
+from baselines.experiments.plateaus import chance_loss, check_length, lengths, over_seeds, plateaus
 from baselines.experiments.spec import Experiment, Measure, Run, settings
 from baselines.experiments.toy import toy
 
@@ -121,6 +121,7 @@ EXPERIMENT = Experiment(
     summarise=summarise,
     plot=plot,
     judge=judge,
+    check=check_length,
     limits="The toy's gradients are far larger than ε = 1e-8, so that the paper's effect of a "
     "smaller ε can only be looked for at larger values.",
 )

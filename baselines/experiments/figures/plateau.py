@@ -15,6 +15,7 @@ from baselines.experiments.findings import (
 )
 from baselines.experiments.plateaus import (
     chance_loss,
+    check_length,
     final_loss,
     lengths,
     loss_curves,
@@ -100,6 +101,7 @@ EXPERIMENT = Experiment(
     summarise=summarise,
     plot=plot,
     judge=judge,
+    check=check_length,
     limits="With a quarter of the episodes made of repeated points the plateau takes from "
     "2,000 steps to more than 8,000, by seed; without them it outlasts the preset.",
 )

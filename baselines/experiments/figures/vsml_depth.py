@@ -12,7 +12,7 @@ import pandas as pd
 
 from baselines.experiments import drawing, tables
 from baselines.experiments.findings import Claim, Verdict, difference, length_ratio, trend
-from baselines.experiments.plateaus import chance_loss, lengths, over_seeds, plateaus
+from baselines.experiments.plateaus import chance_loss, check_length, lengths, over_seeds, plateaus
 from baselines.experiments.spec import Experiment, Measure, Run, grid, settings
 
 # Training curves would be measured on every data set of this size at hand.
@@ -109,6 +109,7 @@ EXPERIMENT = Experiment(
     summarise=summarise,
     plot=plot,
     judge=judge,
+    check=check_length,
     limits="Hidden layers of 8 neurons and 500 outer steps: of plateaus that outlast them only a "
     "lower bound is known.",
 )
