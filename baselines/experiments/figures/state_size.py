@@ -2,9 +2,11 @@
 
 State size is what a learner carries from one example to the next: keys and values of a Transformer,
 hidden state and cell of an LSTM, matrices of an outer-product LSTM, the states of VSML's LSTMs.
+VSML shares its parameters between all of them, and so has a large state and few parameters.
 
 Differs from the paper: the sizes are ours, for it names them of VSML without symmetries alone, and
-so are 14×14 pixels for all learners, so that accuracies can be compared.
+so are 14×14 pixels for all learners, so that accuracies can be compared; VSML with symmetries is
+added.
 """
 
 import dataclasses
@@ -32,6 +34,7 @@ NAMES = {
     "lstm": "LSTM",
     "outer-lstm": "outer-product LSTM",
     "vsml-nosym": "VSML without symmetries",
+    "vsml": "VSML",
 }
 MEASURE = Measure(("unseen",))
 ABOUT = ["architecture", "state_size", "parameters"]
@@ -45,6 +48,7 @@ PAPER: Sizes = {
     "lstm": [{"hidden": hidden} for hidden in (16, 64, 256, 1024)],
     "outer-lstm": [{"size": size} for size in (8, 16, 32, 64)],
     "vsml-nosym": [{"grid": k} for k in (1, 2, 4, 8, 16, 24)],  # Kirsch et al. 2022, A.3
+    "vsml": [{"hidden": hidden} for hidden in (4, 8, 16, 32)],
 }
 # Recurrent learners by Muon, as in their presets: by Adam they stayed at chance.
 RECURRENT = {"optimizer": "muon", "clip": 1.0}
@@ -53,6 +57,7 @@ CPU: Sizes = {
     "lstm": [{"hidden": hidden, **RECURRENT} for hidden in (16, 64, 256)],
     "outer-lstm": [{"heads": 2, "size": size, **RECURRENT} for size in (4, 8, 16)],
     "vsml-nosym": [{"grid": k, "hidden": 16, **RECURRENT} for k in (1, 2, 4)],
+    "vsml": [{"hidden": hidden, "lr": 0.02, "clip": 1.0} for hidden in (4, 8, 16)],
 }
 
 
