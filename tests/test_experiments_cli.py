@@ -243,7 +243,7 @@ def test_changed_settings_have_a_folder_of_their_own(tmp_path: Path, out: Path) 
         "runs",
         "tiny-cpu-steps=5",
     ]
-    assert cli.folder_of("cpu", ["env=../x"]) == "cpu-env=.._x"
+    assert cli.folder_of("cpu", None, ["env=../x"]) == "cpu-env=.._x"
 
 
 # Values

@@ -401,8 +401,8 @@ def test_a_part_of_cifar_stands_in_for_the_whole_in_any_process(
 
 
 def test_a_change_of_settings_is_made_in_all_runs() -> None:
-    runs = library.experiment("vsml-depth").runs("cpu", None, {"steps": 7})
-    assert {run.config.steps for run in runs} == {7}  # type: ignore[attr-defined]
+    runs = library.experiment("vsml-depth").runs("cpu", None, {"steps": 700})
+    assert {run.config.steps for run in runs} == {700}  # type: ignore[attr-defined]
     assert change(runs[0].config, {"steps": 8}) != runs[0].config
 
 
