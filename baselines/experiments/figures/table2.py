@@ -66,13 +66,13 @@ CPU: Mapping[str, dict[str, Any]] = {
 
 
 def runs_of(preset: str, suite: str, changes: Mapping[str, dict[str, Any]]) -> list[Run]:
-    """Three seeds of each method, one after the other, and the references, which have none."""
+    """The references, which have no seeds, and three seeds of each method, one after the other."""
     methods = [
         Run(name, settings(name, preset, suite=suite, seed=s, **changes.get(name, {})), MEASURE)
         for s in range(SEEDS)
         for name in (*METHODS, *OTHERS)
     ]
-    return [*methods, *(Run(r, settings(r, preset, suite=suite), MEASURE) for r in REFERENCES)]
+    return [*(Run(r, settings(r, preset, suite=suite), MEASURE) for r in REFERENCES), *methods]
 
 
 def paper() -> list[Run]:
