@@ -37,7 +37,8 @@ to 4 at 4×4 pixels (D = 16, C = 5), a quarter to a half of the training episode
 points, and 2,500 to 8,000 outer steps: half a minute to two minutes a run on one core. Embeddings,
 VSML's depth and Table 2 have sizes of their own. It keeps the shape of a finding where it can; a
 finding that is not seen here may well be seen at the paper's size. Intervals are those of the
-meta-training seeds, on the same test episodes, unless a claim says otherwise.
+meta-training seeds, on the same test episodes, unless a claim says otherwise. Minutes lack what a
+run took before it was interrupted.
 
 """
 
