@@ -179,6 +179,6 @@ EXPERIMENT = Experiment(
     plot=plot,
     judge=judge,
     limits="Digits at 8×8 pixels instead of MNIST at 32×32; the baselines' presets cpu, some of "
-    "them with a third to a half of their outer steps.",
+    "them with a third to two thirds of their outer steps.",
     finish=finish,
 )
